@@ -1,0 +1,57 @@
+"""Noise schedule: how much of a video is left at each of the timesteps, and which timesteps a sampler visits."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+
+class NoiseSchedule:
+    """The "scaled linear" schedule of latent diffusion: betas are the squares of an even grid of their roots.
+
+    `alphas_cumprod` (num_timesteps,) is float64 on the CPU whatever the model's precision.
+    """
+
+    def __init__(self, num_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012):
+        self.num_timesteps = num_timesteps
+        roots = torch.linspace(
+            math.sqrt(beta_start), math.sqrt(beta_end), num_timesteps, dtype=torch.float64
+        )
+        self.betas = roots**2
+        self.alphas_cumprod = (1 - self.betas).cumprod(0)
+
+    def stride(self, num_steps: int) -> int:
+        """Distance between two visited timesteps."""
+        if not 1 <= num_steps < self.num_timesteps:
+            raise ValueError(
+                f"timesteps={num_steps}; a schedule of {self.num_timesteps} takes 1..{self.num_timesteps - 1} steps"
+            )
+        return self.num_timesteps // num_steps
+
+    def timesteps(self, num_steps: int) -> list[int]:
+        """Exactly `num_steps` timesteps, noisiest first: 1 + k * stride (DDIM's even spacing, offset by 1)."""
+        stride = self.stride(num_steps)
+        last = 1 + (num_steps - 1) * stride
+        if num_steps > 1 and last < 0.9 * self.num_timesteps:
+            warnings.warn(
+                f"{num_steps} steps start at timestep {last} of {self.num_timesteps}, where a video is not yet pure "
+                f"noise; a step count that divides {self.num_timesteps} covers the whole schedule",
+                stacklevel=2,
+            )
+        return [1 + k * stride for k in reversed(range(num_steps))]
+
+    def previous(self, timestep: int, num_steps: int) -> int:
+        """The timestep after `timestep` in sampling order; below the last one it is index 0, not a clean video."""
+        return max(timestep - self.stride(num_steps), 0)
+
+    def alpha_cumprod(self, timestep: int) -> float:
+        """Share of the signal's variance left at a timestep, 0..1 (alpha-bar of Ho et al. 2020)."""
+        return self.alphas_cumprod[timestep].item()
+
+    def add_noise(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
+        """x at `timestep` (Ho et al. 2020, eq. 4)."""
+        alpha = self.alpha_cumprod(timestep)
+        return math.sqrt(alpha) * x0 + math.sqrt(1 - alpha) * noise
