@@ -38,9 +38,7 @@ class Attention(nn.Module):
     is then one more group of heads. This keeps pixels and frames in one memory layout.
     """
 
-    def __init__(
-        self, dim: int, context_dim: int, head_dim: int, heads: int, operations: Any = nn, **factory: Any
-    ):
+    def __init__(self, dim: int, context_dim: int, head_dim: int, heads: int, operations: Any = nn, **factory: Any):
         super().__init__()
         inner = heads * head_dim
         self.head_dim = head_dim
@@ -95,9 +93,7 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, a second attention over a context (over x itself without one), feed-forward."""
 
-    def __init__(
-        self, dim: int, context_dim: int, head_dim: int, heads: int, operations: Any = nn, **factory: Any
-    ):
+    def __init__(self, dim: int, context_dim: int, head_dim: int, heads: int, operations: Any = nn, **factory: Any):
         super().__init__()
         self.attn1 = Attention(dim, dim, head_dim, heads, operations, **factory)
         self.ff = FeedForward(dim, operations, **factory)

@@ -59,9 +59,7 @@ class TemporalConv(nn.Module):
 
         def layer(*dropouts: nn.Module) -> nn.Sequential:
             conv = operations.Conv3d(dim, dim, (3, 1, 1), padding=(1, 0, 0), **factory)
-            return nn.Sequential(
-                operations.GroupNorm(32, dim, **factory), nn.SiLU(inplace=True), *dropouts, conv
-            )
+            return nn.Sequential(operations.GroupNorm(32, dim, **factory), nn.SiLU(inplace=True), *dropouts, conv)
 
         self.conv1 = layer()
         self.conv2 = layer(nn.Dropout(dropout))
@@ -77,17 +75,13 @@ class TemporalConv(nn.Module):
 class ResBlock(nn.Module):
     """Two convolutions in space, conditioned on the timestep, then the temporal convolutions."""
 
-    def __init__(
-        self, dim: int, emb_dim: int, out_dim: int, dropout: float, operations: Any = nn, **factory: Any
-    ):
+    def __init__(self, dim: int, emb_dim: int, out_dim: int, dropout: float, operations: Any = nn, **factory: Any):
         super().__init__()
 
         def conv(channels: int) -> nn.Module:
             return operations.Conv2d(channels, out_dim, 3, padding=1, **factory)
 
-        self.in_layers = nn.Sequential(
-            operations.GroupNorm(32, dim, **factory), nn.SiLU(inplace=True), conv(dim)
-        )
+        self.in_layers = nn.Sequential(operations.GroupNorm(32, dim, **factory), nn.SiLU(inplace=True), conv(dim))
         self.emb_layers = nn.Sequential(nn.SiLU(), operations.Linear(emb_dim, out_dim, **factory))
         self.out_layers = nn.Sequential(
             operations.GroupNorm(32, out_dim, **factory),

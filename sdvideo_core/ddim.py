@@ -13,6 +13,8 @@ from .schedule import NoiseSchedule
 
 Callback = Callable[[int, int, Tensor], None]  # (index of the step, number of steps, predicted clean x)
 
+Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x, sigma (B,)) -> clean x
+
 
 def draw_noise(shape: tuple[int, ...] | torch.Size, generator: torch.Generator | None) -> Tensor:
     """Unit noise in float32 on the generator's device, drawn frame by frame.
@@ -24,9 +26,7 @@ def draw_noise(shape: tuple[int, ...] | torch.Size, generator: torch.Generator |
     if len(shape) == 4:
         return torch.randn(shape, generator=generator, device=device)
     batch, channels, frames, height, width = shape
-    return torch.randn(
-        (batch, frames, channels, height, width), generator=generator, device=device
-    ).transpose(1, 2)
+    return torch.randn((batch, frames, channels, height, width), generator=generator, device=device).transpose(1, 2)
 
 
 def ddim_step(x: Tensor, eps: Tensor, alpha: float, alpha_prev: float, sigma: float) -> tuple[Tensor, Tensor]:
@@ -38,6 +38,17 @@ def ddim_step(x: Tensor, eps: Tensor, alpha: float, alpha_prev: float, sigma: fl
 def ddim_sigma(alpha: float, alpha_prev: float, eta: float) -> float:
     """Standard deviation of a step's fresh noise (eq. 16): eta 0 is deterministic, 1 is DDPM's."""
     return eta * math.sqrt((1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev))
+
+
+def eps_of_denoiser(denoiser: Denoiser, schedule: NoiseSchedule) -> EpsModel:
+    """The noise that a k-diffusion denoiser implies; it sees x scaled to variance 1 + sigma**2."""
+
+    def eps_model(x: Tensor, timestep: int) -> Tensor:
+        sigma = schedule.sigma(timestep)
+        x = x * math.sqrt(1 + sigma**2)
+        return (x - denoiser(x, x.new_full((len(x),), sigma))) / sigma
+
+    return eps_model
 
 
 def sample_ddim(

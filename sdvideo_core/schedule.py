@@ -17,9 +17,7 @@ class NoiseSchedule:
 
     def __init__(self, num_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012):
         self.num_timesteps = num_timesteps
-        roots = torch.linspace(
-            math.sqrt(beta_start), math.sqrt(beta_end), num_timesteps, dtype=torch.float64
-        )
+        roots = torch.linspace(math.sqrt(beta_start), math.sqrt(beta_end), num_timesteps, dtype=torch.float64)
         self.betas = roots**2
         self.alphas_cumprod = (1 - self.betas).cumprod(0)
 
@@ -35,10 +33,10 @@ class NoiseSchedule:
         """Exactly `num_steps` timesteps, noisiest first: 1 + k * stride (DDIM's even spacing, offset by 1)."""
         stride = self.stride(num_steps)
         last = 1 + (num_steps - 1) * stride
-        if num_steps > 1 and last < 0.9 * self.num_timesteps:
+        if num_steps > 100 and last < 0.9 * self.num_timesteps:
             warnings.warn(
-                f"{num_steps} steps start at timestep {last} of {self.num_timesteps}, where a video is not yet pure "
-                f"noise; a step count that divides {self.num_timesteps} covers the whole schedule",
+                f"{num_steps} steps start at timestep {last} of {self.num_timesteps}, where a video is not pure noise; "
+                f"use a number of steps that divides {self.num_timesteps}, such as 100, 200 or 250",
                 stacklevel=2,
             )
         return [1 + k * stride for k in reversed(range(num_steps))]
@@ -50,6 +48,11 @@ class NoiseSchedule:
     def alpha_cumprod(self, timestep: int) -> float:
         """Share of the signal's variance left at a timestep, 0..1 (alpha-bar of Ho et al. 2020)."""
         return self.alphas_cumprod[timestep].item()
+
+    def sigma(self, timestep: int) -> float:
+        """Noise over signal at a timestep, the scale of k-diffusion's samplers (Karras et al. 2022)."""
+        alpha = self.alpha_cumprod(timestep)
+        return math.sqrt((1 - alpha) / alpha)
 
     def add_noise(self, x0: Tensor, noise: Tensor, timestep: int) -> Tensor:
         """x at `timestep` (Ho et al. 2020, eq. 4)."""

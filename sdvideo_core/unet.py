@@ -74,8 +74,8 @@ class UNetSD(nn.Module):
         context: (B, N, context_dim) or one per frame (B*F, N, context_dim), or what `project_context` made of it.
         """
         num_frames = x.shape[2]
-        cond = self.condition(timesteps, context, x.shape[0], num_frames, x.dtype)
         h = to_frames(x).contiguous(memory_format=torch.channels_last)  # (B*F, in_dim, h, w)
+        cond = self.condition(h, timesteps, context, num_frames, self.attention)
         h = self.run(h, cond)
         return to_video(h, num_frames)
 
@@ -93,17 +93,18 @@ class UNetSD(nn.Module):
 
     def condition(
         self,
+        frames: Tensor,
         timesteps: Tensor,
         context: Tensor | ProjectedContext,
-        batch_size: int,
         num_frames: int,
-        dtype: torch.dtype,
+        attention: AttentionFunction,
     ) -> Conditioning:
-        """Embeds timesteps (B,) or (B*F,) and gathers what the blocks share; dtype is the activations'."""
-        emb = self.time_embed(timestep_embedding(timesteps, self.config.dim).to(dtype))  # (B or B*F, 4 * dim)
-        if len(emb) != batch_size * num_frames:
+        """Embeds timesteps (B,) or (B*F,) for frames (B*F, C, h, w), and gathers what the blocks share."""
+        emb = timestep_embedding(timesteps, self.config.dim)
+        emb = self.time_embed(emb.to(frames.dtype))  # (B or B*F, 4 * dim)
+        if len(emb) != len(frames):
             emb = emb.repeat_interleave(num_frames, dim=0)
-        return Conditioning(emb, context, num_frames, self.attention)
+        return Conditioning(emb, context, num_frames, attention)
 
     def project_context(self, context: Tensor) -> ProjectedContext:
         """Keys and values of the text for each cross-attention: what a fixed prompt need compute only once."""

@@ -6,6 +6,7 @@ Module names are those of the checkpoints' `first_stage_model`. The latent scale
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +77,7 @@ class Level(nn.Module):
 
     def __init__(self, widths: list[int], sampler: tuple[str, nn.Module] | None):
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in pairwise(widths))
         self.sampler = sampler[0] if sampler else None
         if sampler:
             self.add_module(*sampler)
@@ -167,9 +168,7 @@ class AutoencoderKL(nn.Module):
 
     def decode(self, latents: Tensor, frames_at_once: int = 4) -> Tensor:
         """Latents (N, 4, h, w) -> frames (N, 3, 8h, 8w), about -1..1."""
-        return _in_parts(
-            lambda part: self.decoder(self.post_quant_conv(part / LATENT_SCALE)), latents, frames_at_once
-        )
+        return _in_parts(lambda part: self.decoder(self.post_quant_conv(part / LATENT_SCALE)), latents, frames_at_once)
 
 
 def _in_parts(function: Callable[[Tensor], Tensor], frames: Tensor, frames_at_once: int) -> Tensor:

@@ -1,0 +1,30 @@
+"""ComfyUI nodes: the extension and its list of nodes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .comfy_bridge.folders import register_model_folder
+from .conditioning import SDVideoTextEncode
+from .frames import SDVideoLoadFrameSequence, SDVideoSaveGIF
+from .latents import SDVideoLatentInit, SDVideoVAEDecode
+from .loader import SDVideoModelScopeLoader
+from .sampling import SDVideoDDIMSampler
+
+NODES: list[type[io.ComfyNode]] = [
+    SDVideoModelScopeLoader,
+    SDVideoTextEncode,
+    SDVideoLatentInit,
+    SDVideoDDIMSampler,
+    SDVideoVAEDecode,
+    SDVideoLoadFrameSequence,
+    SDVideoSaveGIF,
+]
+
+
+class SDVideoExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        register_model_folder()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

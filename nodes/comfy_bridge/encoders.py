@@ -1,0 +1,120 @@
+"""CLIP and VAE: ComfyUI's own text encoder and autoencoder, fed from a ModelScope directory."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
+import comfy.utils
+import folder_paths
+import torch
+from torch import Tensor
+
+from ...sdvideo_core import checkpoint
+from ...sdvideo_core.config import TextConfig
+from ...sdvideo_core.vae import AutoencoderKL
+
+# What ComfyUI's autoencoder wants to be told beside the fields of VAEConfig.
+VAE_CONSTANTS = {
+    "double_z": True,
+    "in_channels": 3,
+    "out_ch": 3,
+    "resolution": 256,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
+
+
+def load_clip(directory: str | Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
+    """The OpenCLIP text tower of a ModelScope directory, of any size, as a CLIP."""
+    file = checkpoint.find_weights(directory, checkpoint.read_config(directory).text_file)
+    weights = checkpoint.text_weights(file)
+    config = checkpoint.text_config(weights)
+    weights = comfy.utils.clip_text_transformers_convert(weights, "", "")
+    clip = comfy.sd.CLIP(
+        _ClipTarget(config),
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        parameters=sum(w.numel() for w in weights.values()),
+        state_dict=[weights],
+        disable_dynamic=disable_dynamic,
+    )
+    clip.patcher.cached_patcher_init = (_clip_patcher, (directory,))
+    return clip
+
+
+def _clip_patcher(directory: str | Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    return load_clip(directory, disable_dynamic).patcher
+
+
+class _ClipTarget:
+    """ComfyUI's classes for Stable Diffusion 2's text tower, at the size of a config."""
+
+    def __init__(self, config: TextConfig):
+        text_model = functools.partial(
+            comfy.sd1_clip.SDClipModel,
+            layer="hidden",
+            layer_idx=-2,
+            special_tokens={"start": 49406, "end": 49407, "pad": 0},
+            textmodel_json_config=_transformers_config(config),
+        )
+        tokenizer = functools.partial(
+            comfy.sd1_clip.SDTokenizer,
+            pad_with_end=False,
+            embedding_size=config.width,
+            embedding_key="clip_h",
+        )
+        self.clip = functools.partial(comfy.sd1_clip.SD1ClipModel, clip_name="h", clip_model=text_model)
+        self.tokenizer = functools.partial(comfy.sd1_clip.SD1Tokenizer, clip_name="h", tokenizer=tokenizer)
+        self.params: dict[str, Any] = {}
+
+
+def _transformers_config(config: TextConfig) -> dict[str, Any]:
+    return {
+        "hidden_size": config.width,
+        "intermediate_size": 4 * config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "max_position_embeddings": config.context_length,
+        "vocab_size": config.vocab_size,
+        "projection_dim": config.width,
+        "hidden_act": "gelu",
+        "eos_token_id": 49407,
+    }
+
+
+def encode_text(clip: comfy.sd.CLIP, text: str) -> list[Any]:
+    """CONDITIONING of a prompt, with ComfyUI's weighting syntax."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def load_vae(directory: str | Path) -> comfy.sd.VAE:
+    """The autoencoder of a ModelScope directory as a VAE."""
+    file = checkpoint.find_weights(directory, checkpoint.read_config(directory).vae_file)
+    weights = checkpoint.vae_weights(file)
+    config = checkpoint.vae_config(weights)
+    with torch.device("meta"):
+        checkpoint.check_weights(AutoencoderKL(config), weights, file)
+    shape = asdict(config) | {"ch_mult": list(config.ch_mult)} | VAE_CONSTANTS
+    params = {"ddconfig": shape, "embed_dim": config.z_channels}
+    vae = comfy.sd.VAE(weights, config={"params": params})
+    vae.patcher.cached_patcher_init = (_vae_patcher, (directory,))
+    return vae
+
+
+def _vae_patcher(directory: str | Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    patcher = load_vae(directory).patcher
+    return patcher.clone(disable_dynamic=True) if disable_dynamic else patcher
+
+
+def decode_latent(vae: comfy.sd.VAE, samples: Tensor) -> Tensor:
+    """Latents (F, 4, h, w) or (B, 4, F, h, w) -> IMAGE (F or B*F, H, W, 3)."""
+    if not torch.isfinite(samples).all():
+        raise FloatingPointError(
+            "the latents hold NaN or infinity; sample again with a lower cfg, or start ComfyUI with --force-fp32"
+        )
+    return vae.decode(samples.transpose(1, 2).flatten(0, 1) if samples.ndim == 5 else samples)

@@ -1,0 +1,158 @@
+"""MODEL: UNetSD as a native ComfyUI model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.ldm.modules.attention
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import apply_control
+from torch import Tensor
+
+from ...sdvideo_core import checkpoint
+from ...sdvideo_core.config import UNetConfig
+from ...sdvideo_core.unet import UNetSD
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+
+
+class VideoCrossAttn(comfy.conds.CONDCrossAttn):
+    """A prompt stays one row per video instead of a copy per frame, so it is projected once."""
+
+    def process_cond(self, batch_size: int, **kwargs: Any) -> VideoCrossAttn:
+        return self if self.cond.shape[0] == 1 else super().process_cond(batch_size, **kwargs)
+
+
+class ModelScopeModel(comfy.model_base.BaseModel):
+    def __init__(self, model_config: ModelScopeConfig, device: torch.device | None = None):
+        super().__init__(model_config, comfy.model_base.ModelType.EPS, device, unet_model=ComfyUNet)
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        conds = super().extra_conds(**kwargs)
+        if "c_crossattn" in conds:
+            conds["c_crossattn"] = VideoCrossAttn(conds["c_crossattn"].cond)
+        return conds
+
+
+class ModelScopeConfig(comfy.supported_models_base.BASE):
+    unet_extra_config = {}  # noqa: RUF012 - the base class' way to be configured
+    latent_format = comfy.latent_formats.SD15
+    memory_usage_factor = 1.0
+    supported_inference_dtypes = DTYPES
+
+    def get_model(self, _state_dict: Any, _prefix: str = "", device: Any = None) -> ModelScopeModel:
+        return ModelScopeModel(self, device)
+
+
+class ComfyUNet(UNetSD):
+    """UNetSD under ComfyUI's call: frames as batch, its attention, its wrappers and block patches."""
+
+    def __init__(self, config: UNetConfig, dtype: Any, device: Any, operations: Any, **_: Any):
+        super().__init__(config, operations, dtype=dtype, device=device)
+        self.dtype = dtype
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        control: Any = None,
+        transformer_options: Any = None,
+    ) -> Tensor:
+        """x: frames of one or more videos (B*F, 4, h, w), or videos (B, 4, F, h, w) -> the same shape."""
+        options = {} if transformer_options is None else transformer_options
+        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+        wrappers = comfy.patcher_extension.get_all_wrappers(kind, options)
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        return executor.execute(x, timesteps, context, control, options)
+
+    def _forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor, control: Any, options: dict[str, Any]
+    ) -> Tensor:
+        if x.ndim == 5:
+            frames = x.transpose(1, 2).flatten(0, 1)
+            h = self._run_frames(frames, x.shape[2], timesteps, context, control, options)
+            return h.unflatten(0, (-1, x.shape[2])).transpose(1, 2)
+        num_frames = len(x) // len(options.get("cond_or_uncond", (0,)))  # one chunk is one video
+        return self._run_frames(x, num_frames, timesteps, context, control, options)
+
+    def _run_frames(
+        self,
+        frames: Tensor,
+        num_frames: int,
+        timesteps: Tensor,
+        context: Tensor,
+        control: Any,
+        options: dict[str, Any],
+    ) -> Tensor:
+        options |= {"original_shape": list(frames.shape), "transformer_index": 0}
+        attention = functools.partial(_attention, transformer_options=options)
+        h = frames.contiguous(memory_format=torch.channels_last)
+        cond = self.condition(h, timesteps, context, num_frames, attention)
+        skips = []
+        for index, stage in enumerate(self.input_blocks):
+            options["block"] = ("input", index)
+            h = _patched(apply_control(stage(h, cond), control, "input"), "input_block_patch", options)
+            skips.append(h)
+            h = _patched(h, "input_block_patch_after_skip", options)
+        options["block"] = ("middle", 0)
+        h = apply_control(self.middle_block(h, cond), control, "middle")
+        for index, stage in enumerate(self.output_blocks):
+            options["block"] = ("output", index)
+            skip = apply_control(skips.pop(), control, "output")
+            for patch in _patches("output_block_patch", options):
+                h, skip = patch(h, skip, options)
+            h = stage(torch.cat([h, skip], dim=1), cond, skips[-1].shape[2:] if skips else (0, 0))
+        return self.out(h)
+
+
+def _patches(name: str, options: dict[str, Any]) -> list[Callable[..., Any]]:
+    return options.get("patches", {}).get(name, [])
+
+
+def _patched(h: Tensor, name: str, options: dict[str, Any]) -> Tensor:
+    for patch in _patches(name, options):
+        h = patch(h, options)
+    return h
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, transformer_options: dict[str, Any]) -> Tensor:
+    attention = comfy.ldm.modules.attention.optimized_attention
+    return attention(q, k, v, heads, transformer_options=transformer_options)
+
+
+def load_model(directory: str | Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The UNet of a ModelScope directory as a MODEL; dtype and placement are ComfyUI's choice."""
+    management = comfy.model_management
+    config = checkpoint.read_config(directory)
+    file = checkpoint.find_weights(directory, config.unet_file)
+    weights = checkpoint.unet_weights(file)
+    with torch.device("meta"):
+        checkpoint.check_weights(UNetSD(config.unet), weights, file)
+    device = management.get_torch_device()
+    dtype = management.unet_dtype(
+        model_params=sum(w.numel() for w in weights.values()),
+        supported_dtypes=DTYPES,
+        weight_dtype=comfy.utils.weight_dtype(weights),
+    )
+    model_config = ModelScopeConfig({"config": config.unet, "model_channels": config.unet.dim})
+    model_config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, DTYPES))
+    model = model_config.get_model(weights)
+    make = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = make(model, load_device=device, offload_device=management.unet_offload_device())
+    if not patcher.is_dynamic():  # which converts weights as it streams them
+        weights = {key: weight.to(dtype) for key, weight in weights.items()}
+    model.load_model_weights(weights, assign=True)
+    patcher.cached_patcher_init = (load_model, (directory,))
+    return patcher

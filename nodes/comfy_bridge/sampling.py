@@ -1,0 +1,94 @@
+"""Sampling: core's DDIM inside ComfyUI's machinery of noise, masks, guidance, previews and interrupts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from torch import Tensor
+
+from ...sdvideo_core.ddim import eps_of_denoiser, sample_ddim
+from ...sdvideo_core.schedule import NoiseSchedule
+
+
+def empty_latent(width: int, height: int, num_frames: int) -> Tensor:
+    device, dtype = comfy.model_management.intermediate_device(), comfy.model_management.intermediate_dtype()
+    return torch.zeros(num_frames, 4, height // 8, width // 8, device=device, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class DDIMSettings:
+    seed: int
+    steps: int
+    cfg: float
+    eta: float
+    denoise: float
+
+
+class DDIM(comfy.samplers.KSAMPLER):
+    """Core's DDIM as a SAMPLER: the steps, the last step and the noise of the Python API."""
+
+    def __init__(self, num_steps: int, eta: float, from_noise: bool):
+        super().__init__(_sample_ddim, {"num_steps": num_steps, "eta": eta})
+        self.from_noise = from_noise
+
+    def max_denoise(self, model_wrap: Any, sigmas: Tensor) -> bool:
+        """Whether the first noise gets unit variance: right when there is nothing but noise."""
+        return self.from_noise
+
+
+def _sample_ddim(
+    model: Any,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any],
+    callback: Any,
+    disable: bool,
+    **options: Any,
+) -> Tensor:
+    schedule = NoiseSchedule()
+    eps_model = eps_of_denoiser(lambda x, sigma: model(x, sigma, **extra_args), schedule)
+
+    def report(index: int, _total: int, x0: Tensor) -> None:
+        callback({"i": index, "x": x0, "denoised": x0, "sigma": sigmas[index], "sigma_hat": sigmas[index]})
+
+    generator = torch.Generator().manual_seed(extra_args["seed"] + 1)
+    x = x / math.sqrt(1 + sigmas[0].item() ** 2)  # ComfyUI's variance is 1 + sigma**2, core's is 1
+    t_start = len(sigmas) - 1
+    x = sample_ddim(eps_model, x, schedule, t_start=t_start, generator=generator, callback=report, **options)
+    mask = extra_args.get("denoise_mask")
+    return x if mask is None else x * mask + model.latent_image * (1 - mask)
+
+
+def sample_latent(
+    model: Any, positive: Any, negative: Any, latent: dict[str, Any], settings: DDIMSettings
+) -> dict[str, Any]:
+    """Runs DDIM on a LATENT with ComfyUI's progress, previews, masks and interrupts."""
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+    t_start = round(settings.steps * settings.denoise)
+    schedule = NoiseSchedule()
+    visited = schedule.timesteps(settings.steps)[settings.steps - t_start :]
+    sigmas = torch.tensor([schedule.sigma(t) for t in [*visited, 0]]) if visited else torch.empty(0)
+    sampler = DDIM(settings.steps, settings.eta, from_noise=not torch.count_nonzero(samples))
+    samples = comfy.sample.sample_custom(
+        model,
+        comfy.sample.prepare_noise(samples, settings.seed, latent.get("batch_index")),
+        settings.cfg,
+        sampler,
+        sigmas,
+        positive,
+        negative,
+        samples,
+        noise_mask=latent.get("noise_mask"),
+        callback=latent_preview.prepare_callback(model, t_start),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=settings.seed,
+    )
+    return latent | {"samples": samples}

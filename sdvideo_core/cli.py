@@ -1,0 +1,194 @@
+"""Command line: sdvideo txt2vid | vid2vid | info | demo."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .pipeline import SDVideo
+
+DTYPES = ("float32", "float16", "bfloat16")
+EXAMPLES = """examples:
+  sdvideo demo
+  sdvideo info models/zeroscope_v2_576w
+  sdvideo txt2vid models/modelscope "a panda eating bamboo on a rock" --seed 1 --output panda.gif
+  sdvideo txt2vid models/zeroscope_v2_576w "a sailing boat" --size 576x320 --frames 24 --output boat.mp4
+  sdvideo vid2vid models/modelscope "very wrinkly and old" --input face.gif --strength 0.7 --output old.gif
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit status is 0, or 1 after an error told in one line."""
+    args = build_parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.stderr.write(f"sdvideo: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("sdvideo: stopped\n")
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sdvideo",
+        description="Text to video and video to video with models of the ModelScope family.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_txt2vid(commands)
+    _add_vid2vid(commands)
+    _add_info(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _command(commands: Any, run: Any, summary: str) -> argparse.ArgumentParser:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = commands.add_parser(
+        run.__name__, help=summary, description=summary.capitalize() + ".", formatter_class=formatter
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_txt2vid(commands: Any) -> None:
+    parser = _command(commands, txt2vid, "make a video of a prompt")
+    parser.add_argument("model", help="directory with configuration.json and the weights")
+    _add_sampling(parser)
+    parser.add_argument("--size", type=_size, default="256x256", help="WIDTHxHEIGHT in pixels, multiples of 8")
+    parser.add_argument("--frames", type=int, default=None, help="length; default: what the model was trained on")
+    _add_output(parser, "video.gif")
+
+
+def _add_vid2vid(commands: Any) -> None:
+    parser = _command(commands, vid2vid, "change a video by a prompt")
+    parser.add_argument("model", help="directory with configuration.json and the weights")
+    _add_sampling(parser)
+    parser.add_argument("--input", required=True, help="a folder of images, a GIF, WebP or video to start from")
+    parser.add_argument("--strength", type=float, default=0.7, help="0..1: how much of the input is redrawn")
+    parser.add_argument("--size", type=_size, default="256x256", help="WIDTHxHEIGHT the input is scaled and cropped to")
+    parser.add_argument("--frames", type=int, default=None, help="frames to take from the input; default: all of them")
+    parser.add_argument("--offset", type=int, default=0, help="frames to skip at the start of the input")
+    parser.add_argument("--stride", type=int, default=1, help="take every n-th frame of the input")
+    _add_output(parser, "video.gif")
+
+
+def _add_info(commands: Any) -> None:
+    parser = _command(commands, info, "tell what a file or a model directory is and what it lacks")
+    parser.add_argument("path", help="a model directory or a file of weights")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _command(commands, demo, "make a video with a tiny model of random weights, to try the machinery")
+    parser.add_argument("prompt", nargs="?", default="a red circle moving left", help="what the video shows")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same video")
+    _add_output(parser, "demo.gif")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", help="what the video shows")
+    parser.add_argument("--negative", default="", metavar="PROMPT", help="what the video avoids")
+    parser.add_argument("--steps", type=int, default=50, help="denoising steps, 1..999")
+    parser.add_argument("--cfg", type=float, default=9.0, help="guidance scale; 1 ignores --negative, twice as fast")
+    parser.add_argument("--eta", type=float, default=0.0, help="0..1: fresh noise at every step")
+    parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same video; default: random")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one")
+    parser.add_argument("--dtype", default=DTYPES[0], choices=DTYPES, help="precision the weights are kept in")
+    parser.add_argument("--no-amp", action="store_true", help="compute in the weights' own precision")
+    parser.add_argument("--xformers", action="store_true", help="use xformers' attention where it runs")
+
+
+def _add_output(parser: argparse.ArgumentParser, default: str) -> None:
+    text = "file ending in .gif, .webp or .mp4, or a folder (no ending) for PNG images"
+    parser.add_argument("--output", "-o", default=default, help=text)
+    parser.add_argument("--fps", type=float, default=8.0, help="frames per second of the output")
+
+
+def _size(text: str) -> tuple[int, int]:
+    try:
+        width, height = (int(side) for side in text.lower().split("x"))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT, such as 256x256") from error
+    return width, height
+
+
+def txt2vid(args: argparse.Namespace) -> None:
+    model, settings = _load(args), _settings(args)
+    video = model(args.prompt, image_size=args.size, num_frames=args.frames, **settings)
+    _save(video, args, settings["seed"])
+
+
+def vid2vid(args: argparse.Namespace) -> None:
+    from .video_io import load_sequence
+
+    if not 0 < args.strength <= 1:
+        raise ValueError(f"--strength {args.strength}; it must be above 0 and at most 1")
+    images = load_sequence(args.input, args.frames, args.offset, args.stride, args.size)
+    model, settings = _load(args), _settings(args)
+    t_start = max(1, round(args.steps * args.strength))
+    _save(model(args.prompt, initial_frames=images, t_start=t_start, **settings), args, settings["seed"])
+
+
+def demo(args: argparse.Namespace) -> None:
+    from .demo import make_demo_model
+    from .pipeline import SDVideo
+
+    with tempfile.TemporaryDirectory() as directory:
+        model = SDVideo(make_demo_model(directory), amp=False)
+        video = model(args.prompt, timesteps=args.steps, image_size=(128, 128), seed=args.seed, bar=True)
+    _save(video, args, args.seed)
+
+
+def info(args: argparse.Namespace) -> None:
+    from .inspection import describe, inspect
+
+    report = inspect(Path(args.path))
+    sys.stdout.write((json.dumps(report, indent=2) if args.json else describe(report)) + "\n")
+
+
+def _load(args: argparse.Namespace) -> SDVideo:
+    import torch
+
+    from .pipeline import SDVideo
+
+    device = args.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    sys.stderr.write(f"Loading {args.model} ...\n")
+    model = SDVideo(args.model, device, getattr(torch, args.dtype), amp=not args.no_amp)
+    return model.enable_xformers() if args.xformers else model
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
+    return {
+        "text_neg": args.negative,
+        "guidance_scale": args.cfg,
+        "timesteps": args.steps,
+        "eta": args.eta,
+        "seed": seed,
+        "bar": True,
+    }
+
+
+def _save(video: Tensor, args: argparse.Namespace, seed: int) -> None:
+    from .video_io import save_video
+
+    save_video(video, args.output, args.fps)
+    _, _, frames, height, width = video.shape
+    sys.stderr.write(f"Wrote {args.output}: {frames} frames of {width}x{height}, seed {seed}\n")

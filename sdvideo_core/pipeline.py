@@ -1,0 +1,163 @@
+"""SDVideo: text to video and video to video with one ModelScope model, as the Python API."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from .attention import sdpa, xformers_attention
+from .blocks import to_frames, to_video
+from .checkpoint import load_text_encoder, load_unet, load_vae, read_config
+from .ddim import Callback, draw_noise, sample_ddim
+from .frames import check_size, frames_to_video, images_to_frames
+from .guidance import guided_eps
+from .schedule import NoiseSchedule
+
+FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class SDVideo:
+    """A text-to-video model loaded from a ModelScope directory.
+
+    model_path: directory with configuration.json and the three files of weights. dtype: precision of the weights,
+    float32, float16 or bfloat16. amp: with float32 weights, run the networks in mixed precision (float16 on CUDA,
+    bfloat16 on a CPU that computes in it); half-precision weights already run in their own.
+    """
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        amp: bool = True,
+    ):
+        if dtype not in FLOAT_TYPES:
+            raise ValueError(f"dtype={dtype}; expected one of {', '.join(map(str, FLOAT_TYPES))}")
+        self.device, self.dtype, self.amp = torch.device(device), dtype, amp
+        self.config = read_config(model_path)
+        self.unet = load_unet(model_path, dtype, device)
+        self.vae = load_vae(model_path, dtype, device)
+        self.text_encoder = load_text_encoder(model_path, dtype, device)
+        self.schedule = NoiseSchedule()
+
+    def enable_xformers(self, enable: bool = True) -> SDVideo:
+        """Uses xformers' attention where it runs; where it cannot, warns why and keeps torch's."""
+        reason = _why_not_xformers(self.device, self.dtype) if enable else None
+        if reason:
+            warnings.warn(f"xformers is not used: {reason}; torch's attention is", stacklevel=2)
+        self.unet.attention = xformers_attention if enable and not reason else sdpa
+        return self
+
+    @torch.no_grad()
+    def __call__(  # noqa: PLR0913 - the options a user sets, as the README lists them
+        self,
+        text: str,
+        text_neg: str = "",
+        guidance_scale: float = 9.0,
+        timesteps: int = 50,
+        image_size: tuple[int, int] = (256, 256),
+        num_frames: int | None = None,
+        initial_frames: Sequence[Image.Image] | None = None,
+        t_start: int | None = None,
+        eta: float = 0.0,
+        seed: int | None = None,
+        bar: bool = False,
+    ) -> Tensor:
+        """A video (1, 3, F, H, W) in 0..1.
+
+        text, text_neg: what to show and what to avoid. guidance_scale: 1 ignores text_neg and halves the work.
+        timesteps: sampling steps, 1..999. image_size: (width, height) in pixels, multiples of 8; with initial_frames
+        the video has their size instead. num_frames: length, by default that of initial_frames or of the videos the
+        model was trained on. initial_frames: pictures of equal size to start from (video to video). t_start: how many
+        of the steps to run then, round(timesteps * strength). eta: randomness of DDIM, 0..1. seed: the same seed
+        gives the same video; None draws one. bar: show a progress bar.
+        """
+        num_frames = self._num_frames(num_frames, initial_frames)
+        first, fresh = _generators(seed)
+        with self._precision():
+            context, context_neg = self.text_encoder([text, text_neg]).chunk(2)
+            if initial_frames is None:
+                check_size(*image_size)
+                latents = draw_noise(self._latent_shape(image_size, num_frames), first).to(self.device)
+                t_start = None
+            else:
+                latents = self.encode(initial_frames[:num_frames])
+                noise = draw_noise(latents.shape, first).to(self.device)
+                first_t = self.schedule.timesteps(timesteps)[-(t_start or timesteps)]
+                latents = self.schedule.add_noise(latents, noise, first_t)
+            eps_model = guided_eps(self.unet, context, context_neg, guidance_scale)
+            with _progress(bar, t_start or timesteps) as callback:
+                latents = sample_ddim(eps_model, latents, self.schedule, timesteps, t_start, eta, fresh, callback)
+            return self.decode(latents)
+
+    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+        """Pictures of equal size -> latents (1, 4, F, h, w) in float32."""
+        frames = images_to_frames(list(images))
+        check_size(frames.shape[3], frames.shape[2])
+        return to_video(self.vae.encode(frames.to(self.device, self.dtype)).float(), len(frames))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (1, 4, F, h, w) -> video (1, 3, F, H, W) in 0..1, float32 on the CPU."""
+        if not torch.isfinite(latents).all():
+            raise FloatingPointError(
+                f"the latents hold NaN or infinity after sampling in {self.dtype}; "
+                "use torch.float32 or torch.bfloat16, or a lower guidance_scale"
+            )
+        frames = self.vae.decode(to_frames(latents).to(self.dtype))
+        return frames_to_video(frames.float().cpu())
+
+    def _num_frames(self, num_frames: int | None, initial_frames: Sequence[Image.Image] | None) -> int:
+        available = len(initial_frames) if initial_frames is not None else None
+        if num_frames is None:
+            num_frames = available if available is not None else self.config.max_frames
+        if num_frames < 1:
+            raise ValueError(f"num_frames={num_frames}; a video has at least 1 frame")
+        if available is not None and num_frames > available:
+            raise ValueError(f"num_frames={num_frames}, but initial_frames has {available}; lower num_frames")
+        return num_frames
+
+    def _latent_shape(self, image_size: tuple[int, int], num_frames: int) -> tuple[int, ...]:
+        width, height = image_size
+        return (1, self.config.unet.in_dim, num_frames, height // 8, width // 8)
+
+    def _precision(self) -> contextlib.AbstractContextManager[object]:
+        half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        wanted = self.amp and self.dtype is torch.float32
+        return torch.autocast(self.device.type, half, enabled=wanted and _computes_in_half(self.device))
+
+
+def _generators(seed: int | None) -> tuple[torch.Generator, torch.Generator]:
+    """One for the first noise and one, seeded with the next number, for the noise that eta > 0 adds."""
+    first = torch.Generator()
+    seed = first.seed() if seed is None else seed
+    return first.manual_seed(seed), torch.Generator().manual_seed(seed + 1)
+
+
+def _computes_in_half(device: torch.device) -> bool:
+    """CPUs without bfloat16 arithmetic would emulate it, slower than float32."""
+    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _why_not_xformers(device: torch.device, dtype: torch.dtype) -> str | None:
+    try:
+        probe = torch.zeros(1, 8, 64, device=device, dtype=dtype)
+        xformers_attention(probe, probe, probe, heads=1)
+    except ImportError as error:
+        return f"it is not installed for this torch ({error})"
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        return f"it has no kernel for {dtype} on {device.type} ({str(error).splitlines()[0]})"
+    return None
+
+
+@contextlib.contextmanager
+def _progress(bar: bool, total: int):
+    with tqdm(total=total, desc="Sampling", unit="step", disable=not bar) as progress:
+        callback: Callback = lambda _index, _total, _x0: progress.update() and None  # noqa: E731
+        yield callback
