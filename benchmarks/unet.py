@@ -15,6 +15,7 @@ from pathlib import Path
 
 import diffusers
 import torch
+from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
 from torch import Tensor, nn
 
 from sdvideo_core.config import UNetConfig
@@ -32,30 +33,28 @@ def diffusers_twin(unet: UNetSD) -> nn.Module:
     c = unet.config
     levels = [0.5**level in c.attn_scales for level in range(len(c.dim_mult))]
     with torch.device("meta"):
-        twin = diffusers.UNet3DConditionModel(
+        twin = UNet3DConditionModel(
             in_channels=c.in_dim,
             out_channels=c.out_dim,
-            down_block_types=["CrossAttnDownBlock3D" if a else "DownBlock3D" for a in levels],
-            up_block_types=["CrossAttnUpBlock3D" if a else "UpBlock3D" for a in reversed(levels)],
-            block_out_channels=[c.dim * mult for mult in c.dim_mult],
+            down_block_types=tuple("CrossAttnDownBlock3D" if a else "DownBlock3D" for a in levels),
+            up_block_types=tuple("CrossAttnUpBlock3D" if a else "UpBlock3D" for a in reversed(levels)),
+            block_out_channels=tuple(c.dim * mult for mult in c.dim_mult),
             layers_per_block=c.res_blocks,
             cross_attention_dim=c.context_dim,
             attention_head_dim=c.head_dim,
         )
     modules = diffusers_modules(c)
-    weights = {
-        diffusers_key(k, modules): w.squeeze(2) if w.ndim == 3 else w for k, w in unet.state_dict().items()
-    }
+    weights = {diffusers_key(k, modules): w.squeeze(2) if w.ndim == 3 else w for k, w in unet.state_dict().items()}
     twin.load_state_dict(weights, strict=True, assign=True)
     return twin.eval()
 
 
-def timed(call: Callable[[], Tensor], device: str) -> tuple[float, Tensor]:
+def timed(call: Callable[[], Tensor], device: str) -> float:
     start = time.perf_counter()
-    result = call()
+    call()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start, result
+    return time.perf_counter() - start
 
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
@@ -68,14 +67,12 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     context = torch.randn(1, 77, unet.config.context_dim, dtype=dtype, device=args.device)
     timesteps = torch.tensor([981], device=args.device)
     projected = unet.project_context(context)
-    seconds: dict[str, list[float]] = {"sdvideo": [], "diffusers": []}
-    for round_index in range(args.rounds + 1):
-        ours, y = timed(lambda: unet(x, timesteps, projected), args.device)
-        theirs, y_twin = timed(lambda: twin(x, timesteps, context).sample, args.device)
-        if round_index:  # the first round warms up
-            seconds["sdvideo"].append(ours)
-            seconds["diffusers"].append(theirs)
+    y, y_twin = unet(x, timesteps, projected), twin(x, timesteps, context).sample  # warms up, too
     error = ((y - y_twin).float().norm() / y_twin.float().norm()).item()
+    seconds: dict[str, list[float]] = {"sdvideo": [], "diffusers": []}
+    for _ in range(args.rounds):
+        seconds["sdvideo"].append(timed(lambda: unet(x, timesteps, projected), args.device))
+        seconds["diffusers"].append(timed(lambda: twin(x, timesteps, context).sample, args.device))
     return report(args, seconds, error)
 
 
@@ -96,9 +93,7 @@ def report(args: argparse.Namespace, seconds: dict[str, list[float]], error: flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--size", default="full", choices=CONFIGS)
     parser.add_argument("--frames", type=int, default=16)

@@ -34,9 +34,7 @@ class SDVideoTextEncode(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(
-                    "positive", display_name="positive", tooltip="Conditioning of the prompt."
-                ),
+                io.Conditioning.Output("positive", display_name="positive", tooltip="Conditioning of the prompt."),
                 io.Conditioning.Output(
                     "negative", display_name="negative", tooltip="Conditioning of the negative prompt."
                 ),

@@ -45,12 +45,8 @@ class SDVideoLatentInit(io.ComfyNode):
                     tooltip="Length in frames. ModelScope was trained on 16, ZeroScope on 24; much longer videos "
                     "fall apart. Frames, if connected, bring their own.",
                 ),
-                io.Image.Input(
-                    "frames", optional=True, tooltip="Frames to start from (video to video). Needs a VAE."
-                ),
-                io.Vae.Input(
-                    "vae", optional=True, tooltip="The model's autoencoder, to encode the frames with."
-                ),
+                io.Image.Input("frames", optional=True, tooltip="Frames to start from (video to video). Needs a VAE."),
+                io.Vae.Input("vae", optional=True, tooltip="The model's autoencoder, to encode the frames with."),
             ],
             outputs=[io.Latent.Output(tooltip="One latent per frame.")],
         )

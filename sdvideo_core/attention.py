@@ -64,8 +64,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, head_dim: int, attention: AttentionF
     heads = q.shape[2] // head_dim
     if heads <= MAX_HEADS:
         return attention(q, k, v, heads)
-    parts = (t.split(MAX_HEADS * head_dim, dim=2) for t in (q, k, v))
-    return torch.cat([attention(*p, p[0].shape[2] // head_dim) for p in zip(*parts, strict=True)], dim=2)
+    parts = zip(*(t.split(MAX_HEADS * head_dim, dim=2) for t in (q, k, v)), strict=True)
+    return torch.cat([attention(q, k, v, q.shape[2] // head_dim) for q, k, v in parts], dim=2)
 
 
 class GEGLU(nn.Module):

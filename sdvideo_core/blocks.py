@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +114,7 @@ class SpatialTransformer(nn.Module):
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
         h = self.norm(x).flatten(2).transpose(1, 2)  # (B*F, H*W, C)
         h = self.proj_in(h)
-        for block in self.transformer_blocks:
+        for block in cast("list[TransformerBlock]", self.transformer_blocks):
             h = block(h, cond.attention, cond.key_value(block.attn2))
         h = self.proj_out(h)
         return h.transpose(1, 2).unflatten(2, x.shape[2:]).add_(x)

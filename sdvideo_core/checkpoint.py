@@ -7,7 +7,7 @@ for; then they are converted tensor by tensor. Pickles are only read by torch's 
 from __future__ import annotations
 
 import json
-import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -31,11 +31,11 @@ Module = TypeVar("Module", bound=nn.Module)
 
 # What a file is, by a part of its keys; the first match counts.
 SIGNATURES = (
+    ("lora", "a LoRA"),
     ("motion_modules.", "an AnimateDiff motion module"),
     ("temporal_transformer.", "an AnimateDiff motion module"),
     ("input_blocks.0.1.proj_in.", "a ModelScope UNet"),
     ("transformer_in.", "a UNet in diffusers' format"),
-    ("lora", "a LoRA"),
     ("model.diffusion_model.input_blocks.", "a Stable Diffusion checkpoint (an image model)"),
     ("down_blocks.0.", "an image UNet or VAE in diffusers' format"),
     ("first_stage_model.decoder.", "a checkpoint with an autoencoder"),
@@ -54,7 +54,6 @@ INERT_GLOBALS = (
     ("numpy.core.multiarray", "scalar"),
     ("numpy._core.multiarray", "scalar"),
     ("numpy", "dtype"),
-    ("numpy.dtypes", "Float64DType"),
     ("_codecs", "encode"),
 )
 
@@ -69,12 +68,13 @@ class _Inert:
     def __setstate__(self, _state: Any) -> None: ...
 
 
-_INERT_TYPES = [type(name, (_Inert,), {"__module__": module}) for module, name in INERT_GLOBALS]
+_INERT_TYPES: list[Any] = [type(name, (_Inert,), {"__module__": module}) for module, name in INERT_GLOBALS]
 
 
 @contextmanager
 def _inert_globals() -> Iterator[None]:
     before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()  # or the real class of a name could be taken instead of its shell
     torch.serialization.add_safe_globals(_INERT_TYPES)
     try:
         yield
@@ -86,25 +86,35 @@ def _inert_globals() -> Iterator[None]:
 def read_state_dict(path: str | Path) -> StateDict:
     """The tensors of a .safetensors file or a torch pickle, memory-mapped, out of a `state_dict` wrapper if any."""
     path = Path(path)
+    with path.open("rb") as file:
+        start = file.read(64)
     try:
         content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path} holds more than weights and was not opened, as a pickle can run code: {reason}. "
-            "Get the weights as .safetensors, or convert the file where you trust it."
-        ) from error
-    except (safetensors.SafetensorError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({path.stat().st_size} bytes): it is damaged or cut short. "
-            f"Download it again. ({str(error).splitlines()[0]})"
-        ) from error
+    except Exception as error:  # on broken bytes an unpickler raises nearly anything
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise
+        raise CheckpointError(f"{path} {_why_unreadable(path, start, str(error))}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not tensors:
-        raise CheckpointError(f"{path} contains no named tensors; expected a checkpoint of weights")
+        what = "a list, such as a LoRA in cloneofsimo's format" if isinstance(content, list) else "no named tensors"
+        raise CheckpointError(f"{path} holds {what}; expected a checkpoint of named weights")
     return tensors
+
+
+def _why_unreadable(path: Path, start: bytes, error: str) -> str:
+    if forbidden := re.search(r"GLOBAL (\S+)", error):
+        return (
+            f"holds more than weights ({forbidden[1]}) and was not opened, as a pickle can run code. "
+            "Get the weights as .safetensors, or convert the file where you trust it."
+        )
+    if start.lstrip().startswith(b"<"):
+        return "is a web page, not weights; download the raw file instead of its page"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the weights themselves; run `git lfs pull`, or download the file itself"
+    size = path.stat().st_size
+    return f"cannot be read ({size} bytes): it is damaged, cut short or no file of weights. Download it again."
 
 
 def _read_safetensors(path: Path) -> StateDict:
@@ -136,13 +146,16 @@ def read_config(directory: str | Path) -> ModelConfig:
     if str(cfg.get("temporal_attention", True)).lower() != "true":
         raise CheckpointError(f"{path} says temporal_attention is false; only models with it are supported")
     defaults = ModelConfig()
-    return ModelConfig(
-        unet=_unet_config(cfg),
-        unet_file=args.get("ckpt_unet", defaults.unet_file),
-        vae_file=args.get("ckpt_autoencoder", defaults.vae_file),
-        text_file=args.get("ckpt_clip", defaults.text_file),
-        max_frames=int(args.get("max_frames", defaults.max_frames)),
-    )
+    try:
+        return ModelConfig(
+            unet=_unet_config(cfg),
+            unet_file=args.get("ckpt_unet", defaults.unet_file),
+            vae_file=args.get("ckpt_autoencoder", defaults.vae_file),
+            text_file=args.get("ckpt_clip", defaults.text_file),
+            max_frames=int(args.get("max_frames", defaults.max_frames)),
+        )
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} has a value of the wrong kind: {error}; download it again") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -150,7 +163,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path.parent} is not a directory; expected one with {CONFIG_NAME} and weights")
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; copy the {CONFIG_NAME} that belongs to the model there")
-    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    text = path.read_text(encoding="utf-8-sig", errors="replace").strip()
     if not text:
         raise CheckpointError(f"{path} is empty; download it again")
     if text.startswith("<"):
@@ -206,7 +219,15 @@ def vae_weights(path: Path) -> StateDict:
     """An autoencoder's tensors by AutoencoderKL's names, also out of a whole Stable Diffusion checkpoint."""
     weights = _expect(read_state_dict(path), "decoder.conv_in.weight", VAE_PREFIXES, path, "autoencoder")
     parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-    return {key: value for key, value in weights.items() if key.startswith(parts)}
+    weights = {key: value for key, value in weights.items() if key.startswith(parts)}
+    levels = _count(weights, "encoder.down.") or 1
+    widths = [f"encoder.down.{i}.block.0.conv2.weight" for i in range(levels)]
+    _require(weights, ["encoder.conv_in.weight", *widths], path)
+    if levels != 4:
+        raise CheckpointError(
+            f"{path} is an autoencoder that shrinks frames by {2 ** (levels - 1)}; expected 8, as ModelScope's"
+        )
+    return weights
 
 
 def text_weights(path: Path) -> StateDict:
@@ -215,6 +236,7 @@ def text_weights(path: Path) -> StateDict:
     embedding = next((key for key in state_dict if key.endswith("token_embedding.weight")), "")
     prefix = embedding.removesuffix("token_embedding.weight")
     weights = _expect(state_dict, "transformer.resblocks.0.ln_1.weight", (prefix,), path, "OpenCLIP text tower")
+    _require(weights, ["token_embedding.weight", "positional_embedding"], path)
     parts = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
     return {key: value for key, value in weights.items() if key.startswith(parts)}
 
@@ -226,13 +248,17 @@ def _expect(state_dict: StateDict, key: str, prefixes: tuple[str, ...], path: Pa
     return weights
 
 
+def _require(weights: StateDict, keys: list[str], path: Path) -> None:
+    """The keys that a shape is read off."""
+    missing = [key for key in keys if key not in weights]
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}; download it again")
+
+
 def vae_config(weights: StateDict) -> VAEConfig:
     """The shape of an autoencoder, read off its tensors."""
     ch = weights["encoder.conv_in.weight"].shape[0]
-    levels = _count(weights, "encoder.down.")
-    if levels != 4:
-        raise CheckpointError(f"the autoencoder shrinks frames by {2 ** (levels - 1)}; expected 8, as ModelScope's")
-    widths = [weights[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)]
+    widths = [weights[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(4)]
     return VAEConfig(
         ch=ch,
         ch_mult=tuple(width // ch for width in widths),
@@ -316,9 +342,6 @@ def load_text_encoder(
     file = find_weights(path, read_config(path).text_file)
     weights = text_weights(file)
     config = text_config(weights)
-    unused = (
-        f"transformer.resblocks.{config.layers - 1}.",
-        "text_projection",
-    )  # never run at the penultimate block
+    unused = (f"transformer.resblocks.{config.layers - 1}.", "text_projection")  # after the penultimate block
     weights = {key: value for key, value in weights.items() if not key.startswith(unused)}
     return assemble(lambda: TextEncoder(config), weights, dtype, device, file)

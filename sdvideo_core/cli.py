@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from .pipeline import SDVideo
 
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")  # torch raises a mere RuntimeError on a CPU
 DTYPES = ("float32", "float16", "bfloat16")
 EXAMPLES = """examples:
   sdvideo demo
@@ -33,6 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(args)
     except (ValueError, OSError, FloatingPointError) as error:
         sys.stderr.write(f"sdvideo: {error}\n")
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        sys.stderr.write("sdvideo: out of memory; use --dtype float16, a smaller size or fewer frames\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("sdvideo: stopped\n")
@@ -55,11 +62,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_nothing = action.default is None or action.default is False or action.default == ""
+        return action.help if says_nothing else super()._get_help_string(action)
+
+
 def _command(commands: Any, run: Any, summary: str) -> argparse.ArgumentParser:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = commands.add_parser(
-        run.__name__, help=summary, description=summary.capitalize() + ".", formatter_class=formatter
-    )
+    description = summary.capitalize() + "."
+    parser = commands.add_parser(run.__name__, help=summary, description=description, formatter_class=_Help)
     parser.set_defaults(run=run)
     return parser
 

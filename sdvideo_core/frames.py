@@ -89,7 +89,7 @@ def video_to_images(video: Tensor) -> list[Image.Image]:
             f"video has NaN or infinite values in {len(bad_frames)} of {video.shape[1]} frames, the first is "
             f"frame {bad_frames[0]}; this is how float16 overflows, run model and VAE in float32 or bfloat16"
         )
-    levels = (video.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    levels = (video.float().clamp(0, 1) * 255).round().to(torch.uint8)
     pixels = levels.permute(1, 2, 3, 0).contiguous().cpu().numpy()  # (F, H, W, 3)
     return [Image.fromarray(frame) for frame in pixels]
 

@@ -26,7 +26,12 @@ def guided_eps(
         positive, negative = _network(unet, context), _network(unet, context_neg)
         return lambda x, t: _combine(negative(x, t), positive(x, t), guidance_scale)
     both = _network(unet, torch.cat([context_neg, context]))
-    return lambda x, t: _combine(*both(torch.cat([x, x]), t).chunk(2), guidance_scale)
+
+    def eps(x: Tensor, timestep: int) -> Tensor:
+        eps_neg, eps_pos = both(torch.cat([x, x]), timestep).chunk(2)
+        return _combine(eps_neg, eps_pos, guidance_scale)
+
+    return eps
 
 
 def _combine(eps_neg: Tensor, eps: Tensor, guidance_scale: float) -> Tensor:

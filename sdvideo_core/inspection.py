@@ -12,6 +12,9 @@ from torch import Tensor
 from .checkpoint import (
     CONFIG_NAME,
     find_weights,
+    load_text_encoder,
+    load_unet,
+    load_vae,
     read_config,
     read_state_dict,
     text_config,
@@ -25,6 +28,7 @@ from .checkpoint import (
 Report = dict[str, Any]
 
 READERS = {"unet": unet_weights, "vae": vae_weights, "text encoder": text_weights}
+LOADERS = {"unet": load_unet, "vae": load_vae, "text encoder": load_text_encoder}
 SHAPES = {"vae": vae_config, "text encoder": text_config}
 
 
@@ -50,6 +54,7 @@ def _inspect_directory(path: Path) -> Report:
         try:
             file = find_weights(path, name)
             weights = READERS[part](file)
+            LOADERS[part](path, device="meta")
         except FileNotFoundError:
             report["missing"].append(name)
         except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -40,7 +40,7 @@ class SDVideo:
     ):
         if dtype not in FLOAT_TYPES:
             raise ValueError(f"dtype={dtype}; expected one of {', '.join(map(str, FLOAT_TYPES))}")
-        self.device, self.dtype, self.amp = torch.device(device), dtype, amp
+        self.device, self.dtype, self.amp = _usable(device), dtype, amp
         self.config = read_config(model_path)
         self.unet = load_unet(model_path, dtype, device)
         self.vae = load_vae(model_path, dtype, device)
@@ -85,33 +85,47 @@ class SDVideo:
             context, context_neg = self.text_encoder([text, text_neg]).chunk(2)
             if initial_frames is None:
                 check_size(*image_size)
+                if t_start is not None:
+                    raise ValueError(f"t_start={t_start} needs initial_frames; without them all the steps run")
                 latents = draw_noise(self._latent_shape(image_size, num_frames), first).to(self.device)
-                t_start = None
             else:
+                first_t = self._first_timestep(timesteps, t_start)
                 latents = self.encode(initial_frames[:num_frames])
                 noise = draw_noise(latents.shape, first).to(self.device)
-                first_t = self.schedule.timesteps(timesteps)[-(t_start or timesteps)]
                 latents = self.schedule.add_noise(latents, noise, first_t)
             eps_model = guided_eps(self.unet, context, context_neg, guidance_scale)
             with _progress(bar, t_start or timesteps) as callback:
                 latents = sample_ddim(eps_model, latents, self.schedule, timesteps, t_start, eta, fresh, callback)
             return self.decode(latents)
 
+    @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
         """Pictures of equal size -> latents (1, 4, F, h, w) in float32."""
         frames = images_to_frames(list(images))
         check_size(frames.shape[3], frames.shape[2])
         return to_video(self.vae.encode(frames.to(self.device, self.dtype)).float(), len(frames))
 
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (1, 4, F, h, w) -> video (1, 3, F, H, W) in 0..1, float32 on the CPU."""
-        if not torch.isfinite(latents).all():
-            raise FloatingPointError(
-                f"the latents hold NaN or infinity after sampling in {self.dtype}; "
-                "use torch.float32 or torch.bfloat16, or a lower guidance_scale"
-            )
+        self._check_finite(latents, "latents after sampling")
         frames = self.vae.decode(to_frames(latents).to(self.dtype))
+        self._check_finite(frames, "decoded frames")
         return frames_to_video(frames.float().cpu())
+
+    def _check_finite(self, values: Tensor, name: str) -> None:
+        if not torch.isfinite(values).all():
+            raise FloatingPointError(
+                f"the {name} hold NaN or infinity, computed with dtype {self.dtype} and amp={self.amp}; "
+                "use torch.float32 with amp=False, or a lower guidance_scale"
+            )
+
+    def _first_timestep(self, timesteps: int, t_start: int | None) -> int:
+        """The noisiest of the last t_start timesteps, or of all of them."""
+        visited = self.schedule.timesteps(timesteps)
+        if t_start is not None and not 1 <= t_start <= timesteps:
+            raise ValueError(f"t_start={t_start}; with {timesteps} timesteps it must be 1..{timesteps}")
+        return visited[-(t_start or timesteps)]
 
     def _num_frames(self, num_frames: int | None, initial_frames: Sequence[Image.Image] | None) -> int:
         available = len(initial_frames) if initial_frames is not None else None
@@ -137,7 +151,17 @@ def _generators(seed: int | None) -> tuple[torch.Generator, torch.Generator]:
     """One for the first noise and one, seeded with the next number, for the noise that eta > 0 adds."""
     first = torch.Generator()
     seed = first.seed() if seed is None else seed
-    return first.manual_seed(seed), torch.Generator().manual_seed(seed + 1)
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed={seed}; it must be 0..{2**64 - 1}")
+    return first.manual_seed(seed), torch.Generator().manual_seed((seed + 1) % 2**64)
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here: {reason}; use 'cpu'") from error
 
 
 def _computes_in_half(device: torch.device) -> bool:
@@ -157,7 +181,10 @@ def _why_not_xformers(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 @contextlib.contextmanager
-def _progress(bar: bool, total: int):
+def _progress(bar: bool, total: int) -> Iterator[Callback]:
     with tqdm(total=total, desc="Sampling", unit="step", disable=not bar) as progress:
-        callback: Callback = lambda _index, _total, _x0: progress.update() and None  # noqa: E731
-        yield callback
+
+        def step(_index: int, _total: int, _x0: Tensor) -> None:
+            progress.update()
+
+        yield step

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .attention import Attention, AttentionFunction, sdpa
+from .attention import AttentionFunction, TransformerBlock, sdpa
 from .blocks import (
     Conditioning,
     Downsample,
@@ -108,9 +108,9 @@ class UNetSD(nn.Module):
 
     def project_context(self, context: Tensor) -> ProjectedContext:
         """Keys and values of the text for each cross-attention: what a fixed prompt need compute only once."""
-        layers = [m.transformer_blocks for m in self.modules() if isinstance(m, SpatialTransformer)]
-        cross: list[Attention] = [block.attn2 for blocks in layers for block in blocks]
-        return {layer: layer.project(context) for layer in cross}
+        spatial = [module for module in self.modules() if isinstance(module, SpatialTransformer)]
+        blocks = [cast(TransformerBlock, block) for module in spatial for block in module.transformer_blocks]
+        return {block.attn2: block.attn2.project(context) for block in blocks}
 
 
 class _Maker:
@@ -143,7 +143,8 @@ class _Maker:
         c = self.config
         conv = self.ops.Conv2d(c.in_dim, c.dim, 3, padding=1, **self.factory)
         temporal = TemporalTransformer(c.dim, c.num_heads, c.head_dim, self.ops, **self.factory)
-        stages, skips = [InputStage([conv, temporal])], [c.dim]
+        stages: list[nn.Module] = [InputStage([conv, temporal])]
+        skips = [c.dim]
         for level, width in enumerate(widths):
             for _ in range(c.res_blocks):
                 attention = self.transformers(width) if self.attention_at(level) else []

@@ -297,7 +297,6 @@ def _encode_h264(images: list[Image.Image], path: Path, rate: Fraction) -> None:
         # imageio writes no colour tags, and each player then guesses its own colours.
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = BT709
-        context.color_range = ColorRange.MPEG
         for image in images:
             frame = av.VideoFrame.from_ndarray(np.pad(np.asarray(image), odd, mode="edge"), format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)

@@ -66,7 +66,7 @@ class ComfyUNet(UNetSD):
         self,
         x: Tensor,
         timesteps: Tensor,
-        context: Tensor,
+        context: Any,
         control: Any = None,
         transformer_options: Any = None,
     ) -> Tensor:
@@ -77,9 +77,7 @@ class ComfyUNet(UNetSD):
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
         return executor.execute(x, timesteps, context, control, options)
 
-    def _forward(
-        self, x: Tensor, timesteps: Tensor, context: Tensor, control: Any, options: dict[str, Any]
-    ) -> Tensor:
+    def _forward(self, x: Tensor, timesteps: Tensor, context: Tensor, control: Any, options: dict[str, Any]) -> Tensor:
         if x.ndim == 5:
             frames = x.transpose(1, 2).flatten(0, 1)
             h = self._run_frames(frames, x.shape[2], timesteps, context, control, options)

@@ -23,15 +23,13 @@ Values = dict[str, Any]
 
 
 def call_in_comfy(job: Values, function: Callable[..., Values], **arguments: Any) -> Values:
-    """`function(**arguments)` in the child that `job` (`comfyui`, `base`, `flags`) describes."""
+    """`function(**arguments)` in the child that `job` (`comfyui`, `base`, `flags`, `environment`) describes."""
     with tempfile.TemporaryDirectory() as exchange:
         _write(Path(exchange, "arguments"), arguments)
         where = {"file": function.__code__.co_filename, "function": function.__name__, "exchange": exchange}
         command = [sys.executable, __file__, json.dumps({**job, **where})]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        child = subprocess.run(
-            command, cwd=job["base"], env=environment, capture_output=True, text=True, timeout=600
-        )
+        environment = {**os.environ, **job["environment"]}
+        child = subprocess.run(command, cwd=job["base"], env=environment, capture_output=True, text=True, timeout=600)
         if child.returncode:
             ended = f"{function.__name__} ended with code {child.returncode}"
             raise RuntimeError(f"{ended}\n{child.stderr[-8000:]}")

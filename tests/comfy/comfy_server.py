@@ -41,6 +41,10 @@ FLAGS = (
     "sqlite:///:memory:",
 )
 
+# More threads gain nothing on a tiny model, and where other programs run they wait for each other most of the
+# time. ComfyUI brings its tokenizer, so nothing is to be downloaded.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
 # Preview messages start with the event type, then a length, then JSON about the image, then the image.
 PREVIEW_WITH_METADATA = 4
 
@@ -89,7 +93,7 @@ def start_comfyui(comfyui: Path, base: Path, *flags: str, patience: float = 180)
         process = subprocess.Popen(
             [sys.executable, str(comfyui / "main.py"), *FLAGS, *address, *flags],
             cwd=base,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **ENVIRONMENT},
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,

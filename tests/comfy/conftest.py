@@ -6,10 +6,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
+from sdvideo_core.demo import make_demo_model
 from tests.comfy.comfy_child import call_in_comfy
-from tests.comfy.comfy_server import FLAGS, ComfyServer, find_comfyui, make_base_directory, start_comfyui
+from tests.comfy.comfy_server import (
+    ENVIRONMENT,
+    FLAGS,
+    ComfyServer,
+    find_comfyui,
+    make_base_directory,
+    start_comfyui,
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-schemas", action="store_true", help="rewrite tests/comfy/schemas.json")
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +41,27 @@ def comfy_base(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def demo_model(comfy_base: Path) -> Path:
+    """The model `demo` of the example workflows: tiny, with random weights in float16 pickles."""
+    return make_demo_model(comfy_base / "models" / "text2video" / "demo")
+
+
+@pytest.fixture(scope="session")
+def example_frames(comfy_base: Path) -> Path:
+    """The frames of the example workflows: 16 pictures, 96x80, of a disc that crosses a speckled floor."""
+    folder = comfy_base / "input" / "example_frames"
+    folder.mkdir()
+    # Speckles, for in flat areas the tiny autoencoder, with a norm for every channel, divides by almost nothing
+    # and makes rounding errors large.
+    floor = np.random.default_rng(0).integers(0, 256, (80, 96, 3), dtype=np.uint8)
+    for index in range(16):
+        image = Image.fromarray(floor)
+        ImageDraw.Draw(image).ellipse((index * 4, 20, index * 4 + 30, 50), fill=(255, 40, 16 * index))
+        image.save(folder / f"frame{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def server(comfyui: Path, comfy_base: Path) -> Iterator[ComfyServer]:
     # `timeout` around the tests sends SIGTERM, which by default ends Python at once and leaves the server.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -36,9 +71,14 @@ def server(comfyui: Path, comfy_base: Path) -> Iterator[ComfyServer]:
 
 
 @pytest.fixture(scope="session")
-def in_comfy(comfyui: Path, comfy_base: Path) -> Callable[..., dict[str, Any]]:
+def comfy_job(comfyui: Path, comfy_base: Path) -> dict[str, Any]:
+    """What `call_in_comfy` needs to know, for tests that change its `flags`."""
+    return {"comfyui": str(comfyui), "base": str(comfy_base), "flags": FLAGS, "environment": ENVIRONMENT}
+
+
+@pytest.fixture(scope="session")
+def in_comfy(comfy_job: dict[str, Any]) -> Callable[..., dict[str, Any]]:
     """`in_comfy(function, **arguments)` calls a top-level function of a test file as a node would run: among
     ComfyUI's modules, with the server's flags, in torch.inference_mode. Its arguments and the dict it returns
     hold tensors and JSON values. There, `sdvideo` is this pack; import it and comfy inside the function."""
-    job = {"comfyui": str(comfyui), "base": str(comfy_base), "flags": FLAGS}
-    return partial(call_in_comfy, job)
+    return partial(call_in_comfy, comfy_job)

@@ -179,6 +179,7 @@ def test_a_workflow_file_that_does_not_fit_the_schemas_is_an_error(server):
 def settings_of_comfyui():
     import comfy.ldm.modules.attention as attention
     import comfy.model_management as management
+
     import nodes
 
     device = management.get_torch_device()

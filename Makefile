@@ -1,0 +1,71 @@
+# Development of SDVideo. Needs python3 (3.10 or newer, with venv) and make; the rest is installed into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP_INSTALL := $(PY) -m pip install -qq --no-input --disable-pip-version-check --constraint constraints.txt
+BENCHMARKS := $(wildcard benchmarks/*.py)
+
+# Where the tests find ComfyUI: $COMFYUI_PATH, else the one this pack is installed in, else comfy-cli's default.
+COMFYUI := $(shell \
+	if [ -n "$(COMFYUI_PATH)" ]; then set -- "$(COMFYUI_PATH)"; \
+	elif [ "$$(basename "$$(dirname "$(CURDIR)")")" = custom_nodes ]; then set -- ../.. "$$HOME/comfy/ComfyUI"; \
+	else set -- "$$HOME/comfy/ComfyUI"; fi; \
+	for path; do if [ -f "$$path/main.py" ]; then echo "$$path"; break; fi; done)
+
+# Stamps are named after all that an installation reads, so that a change there, or a ComfyUI that appears, installs again.
+KEY := $(shell (echo "$(CURDIR)"; cat pyproject.toml constraints.txt $(if $(COMFYUI),"$(COMFYUI)/requirements.txt")) | cksum | cut -d' ' -f1)
+PACKAGE := $(VENV)/package-$(KEY)
+TOOLS := $(VENV)/tools-$(KEY)
+
+# pyright's Node.js and its own code are installed packages; without this it asks the network for a newer version.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.PHONY: help test lint types format demo bench clean distclean
+.NOTPARALLEL:
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test: lint types ## set up, lint, types, then all tests; ComfyUI's too where there is one ($COMFYUI_PATH)
+	@$(PY) -m pytest
+
+lint: $(TOOLS) ## check style and layout with ruff
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+types: $(TOOLS) ## check types with pyright
+	@$(PY) -m pyright
+
+format: $(TOOLS) ## mend what ruff can mend
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+demo: $(PACKAGE) ## write demo.gif, with a small model that comes with the package
+	@$(VENV)/bin/sdvideo demo "a red circle moving left" --output demo.gif
+
+bench: $(TOOLS) ## run every benchmark; their results go to benchmarks/results
+	@set -e; for script in $(BENCHMARKS); do echo "$$script"; $(PY) "$$script"; done
+
+clean: ## remove what the other targets leave, except .venv
+	rm -rf .pytest_cache .ruff_cache build dist *.egg-info demo.gif
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	rm -rf $(VENV)
+
+$(TOOLS): $(VENV)/bin/pip
+	@echo "Installing SDVideo and its test tools$(if $(COMFYUI), and what $(COMFYUI) needs) into $(VENV)"
+	@rm -f $(VENV)/package-* $(VENV)/tools-*
+	@$(PIP_INSTALL) --editable '.[dev]' $(if $(COMFYUI),--requirement "$(COMFYUI)/requirements.txt")
+	@touch $(PACKAGE) $@
+
+$(PACKAGE): $(VENV)/bin/pip
+	@echo "Installing SDVideo into $(VENV)"
+	@rm -f $(VENV)/package-* $(VENV)/tools-*
+	@$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "SDVideo needs Python 3.10 or newer")'
+	@$(PYTHON) -m venv $(VENV)

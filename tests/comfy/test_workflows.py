@@ -1,0 +1,124 @@
+"""The example workflows: each is offered as a template, well formed, and runs on the tiny model."""
+
+import io
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+
+FOLDER = Path(__file__).parents[2] / "example_workflows"
+NAMES = ("txt2vid", "vid2vid", "txt2vid_stock_nodes", "vid2vid_stock_nodes")
+
+# For speed; the files say what suits the published models.
+WIDTH, HEIGHT, NUM_FRAMES, STEPS = 72, 64, 5, 3
+SMALL = {"width": WIDTH, "height": HEIGHT, "num_frames": NUM_FRAMES, "batch_size": NUM_FRAMES, "steps": STEPS}
+TITLE_HEIGHT = 30  # the browser draws it above a node's position
+
+
+def read(name):
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def small_graph(server, workflow):
+    graph = server.api_graph(workflow)
+    for node in graph.values():
+        node["inputs"] |= {key: value for key, value in SMALL.items() if key in node["inputs"]}
+    return graph
+
+
+def saved_image(server, history):
+    """The file of a graph's only output node, opened."""
+    (output,) = (o for o in history["outputs"].values() if o.get("images"))
+    (saved,) = output["images"]
+    assert saved["type"] == "output"
+    return Image.open(io.BytesIO(server.view(**saved)))
+
+
+def test_every_workflow_file_is_a_template(server):
+    assert sorted(path.stem for path in FOLDER.glob("*.json")) == sorted(NAMES)
+    assert sorted(server.workflow_templates()["sdvideo"]) == sorted(NAMES)
+    served = json.loads(server.get("/api/workflow_templates/sdvideo/txt2vid.json"))
+    assert served == read("txt2vid")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_runs_and_writes_its_video(server, demo_model, example_frames, name):
+    history = server.run(small_graph(server, read(name)))
+    with saved_image(server, history) as image:
+        assert image.format == ("WEBP" if "stock" in name else "GIF")
+        assert image.size == (WIDTH, HEIGHT)
+        frames = [np.asarray(frame.convert("RGB")).astype(int) for frame in ImageSequence.Iterator(image)]
+    assert len(frames) == NUM_FRAMES
+    assert all(frame.std() > 1 for frame in frames)
+    assert all(abs(before - after).max() > 8 for before, after in itertools.pairwise(frames))
+
+
+def test_a_gif_carries_the_graph_and_the_workflow_that_made_it(server, demo_model):
+    workflow = read("txt2vid")
+    graph = small_graph(server, workflow)
+    history = server.run(graph, workflow=workflow)
+    with saved_image(server, history) as image:
+        assert json.loads(image.info["comment"]) == {"prompt": graph, "workflow": workflow}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_values_of_a_workflow_suit_the_published_models(server, demo_model, example_frames, name):
+    values = {}
+    for node in server.api_graph(read(name)).values():
+        values |= {key: value for key, value in node["inputs"].items() if not isinstance(value, list)}
+    video = name.startswith("vid2vid")
+    expected = {"model": "demo", "width": 256, "height": 256, "cfg": 9.0, "steps": 25 if video else 50, "fps": 8.0}
+    assert {key: values[key] for key in expected} == expected
+    assert values.get("num_frames", values.get("batch_size")) == 16
+    assert values["denoise"] == (0.7 if video else 1.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_says_which_files_it_needs(name):
+    (note,) = (node for node in read(name)["nodes"] if node["type"] == "MarkdownNote")
+    (text,) = note["widgets_values"]
+    assert "models/text2video/<name>/configuration.json" in text
+    assert ("ComfyUI/input" in text) == name.startswith("vid2vid")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nodes_are_laid_out_from_left_to_right_without_overlap(name):
+    workflow = read(name)
+    boxes = {}
+    for node in workflow["nodes"]:
+        (x, y), (width, height) = node["pos"], node["size"]
+        assert width >= 315
+        boxes[node["id"]] = (x, y - TITLE_HEIGHT, x + width, y + height)
+    for a, b in itertools.combinations(boxes.values(), 2):
+        apart = a[2] < b[0] or b[2] < a[0] or a[3] < b[1] or b[3] < a[1]
+        assert apart, (a, b)
+    for _, source, _, target, _, _ in workflow["links"]:
+        below = boxes[source][0] == boxes[target][0] and boxes[source][3] < boxes[target][1]
+        assert below or boxes[source][2] < boxes[target][0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_and_slots_agree_with_each_other_and_the_schemas(server, name):
+    workflow = read(name)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    links = {link[0]: link for link in workflow["links"]}
+    assert workflow["version"] == 0.4
+    assert (workflow["last_node_id"], workflow["last_link_id"]) == (max(nodes), max(links))
+    assert len(nodes) == len(workflow["nodes"])
+    assert len(links) == len(workflow["links"])
+    for number, source, output, target, slot, kind in links.values():
+        assert number in nodes[source]["outputs"][output]["links"]
+        assert nodes[target]["inputs"][slot]["link"] == number
+        assert kind == nodes[source]["outputs"][output]["type"] == nodes[target]["inputs"][slot]["type"]
+    used = [number for node in nodes.values() for slot in node["outputs"] for number in slot["links"] or []]
+    assert sorted(used) == sorted(links)
+    schemas = server.object_info()
+    for node in (node for node in nodes.values() if node["type"] != "MarkdownNote"):
+        schema = schemas[node["type"]]
+        groups = [schema["input"].get(group, {}) for group in ("required", "optional")]
+        assert {slot["name"] for slot in node["inputs"]} == set().union(*groups)
+        assert [slot["type"] for slot in node["outputs"]] == schema["output"]
+        assert [slot["name"] for slot in node["outputs"]] == schema["output_name"]

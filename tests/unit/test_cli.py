@@ -1,0 +1,270 @@
+"""Command line: what each command writes and says, and how it fails."""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdvideo_core import load_sequence, save_gif, save_pngs
+from sdvideo_core.cli import build_parser, main
+from sdvideo_core.video_io import save_mp4
+
+SMALL = ["--steps", "2", "--size", "32x24", "--frames", "3", "--device", "cpu", "--no-amp"]
+OUTPUTS = ["video.gif", "video.webp", "video.mp4", "video"]
+SAVED = re.compile(r"^Wrote (.+): (\d+) frames of (\d+)x(\d+), seed (\d+)$", re.MULTILINE)
+
+Run = Callable[..., re.Match[str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command that saves a video; returns the line that says so."""
+
+    def run_command(*args: str | Path) -> re.Match[str]:
+        assert main(list(map(str, args))) == 0
+        out, err = capsys.readouterr()
+        assert out == ""
+        [saved] = SAVED.finditer(err)
+        return saved
+
+    return run_command
+
+
+@pytest.fixture
+def fail(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must fail; returns its message, the last and only line beside what it loaded."""
+
+    def run_command(*args: str | Path) -> str:
+        assert main(list(map(str, args))) == 1
+        out, err = capsys.readouterr()
+        *before, message = err.removesuffix("\n").split("\n")
+        assert out == ""
+        assert all(line.startswith("Loading ") for line in before)
+        assert message.startswith("sdvideo: ")
+        return message.removeprefix("sdvideo: ")
+
+    return run_command
+
+
+def contents(path: Path) -> list[bytes]:
+    return [file.read_bytes() for file in sorted(path.iterdir())] if path.is_dir() else [path.read_bytes()]
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    [action] = [action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(action.choices)
+
+
+def test_the_commands():
+    assert list(commands()) == ["txt2vid", "vid2vid", "info", "demo"]
+
+
+@pytest.mark.parametrize("name", [None, *commands()])
+def test_help_tells_every_argument(name, capsys):
+    parser = commands()[name] if name else build_parser()
+    with pytest.raises(SystemExit, match="^0$"):
+        main([name, "--help"] if name else ["--help"])
+    shown = capsys.readouterr().out
+    plain = " ".join(shown.split())
+    for action in parser._actions:
+        assert all(option in shown for option in action.option_strings)
+        if not isinstance(action, argparse._SubParsersAction):
+            assert action.help
+            assert action.help in plain
+    assert "default: None" not in shown
+    assert "default: False" not in shown
+
+
+@pytest.mark.parametrize(
+    ("option", "default"),
+    [("--eta ETA", "0.0"), ("--steps STEPS", "50"), ("--cfg CFG", "9.0"), ("--size SIZE", "256x256")],
+)
+def test_help_tells_defaults(option, default):
+    [described] = re.findall(
+        rf"{option} (.*?)(?= --|$)", " ".join(commands()["txt2vid"].format_help().split("options:")[1].split())
+    )
+    assert described.endswith(f"(default: {default})")
+
+
+def test_program_name_and_one_line_errors_from_a_shell(tmp_path):
+    command = [sys.executable, "-m", "sdvideo_core", "info", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    message = f"sdvideo: {tmp_path / 'nowhere'} does not exist; give a model directory or a file of weights\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_txt2vid_writes_what_the_name_asks_for(run, demo_model_dir, tmp_path, name):
+    saved = run("txt2vid", demo_model_dir, "a red circle", *SMALL, "--seed", 5, "--output", tmp_path / name)
+    assert saved.groups() == (str(tmp_path / name), "3", "32", "24", "5")
+    assert [image.size for image in load_sequence(tmp_path / name, None, image_size=None)] == [(32, 24)] * 3
+    assert (tmp_path / name).is_dir() == (name == "video")
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_same_seed_is_the_same_file(run, demo_model_dir, tmp_path, name):
+    seeds = {"first": 5, "again": 5, "other": 6}
+    for folder, seed in seeds.items():
+        run("txt2vid", demo_model_dir, "a red circle", *SMALL, "--seed", seed, "-o", tmp_path / folder / name)
+    first, again, other = (contents(tmp_path / folder / name) for folder in seeds)
+    assert first == again
+    assert first != other
+
+
+def test_without_a_seed_the_printed_one_makes_the_same_file(run, demo_model_dir, tmp_path):
+    command = ["txt2vid", demo_model_dir, "a red circle", *SMALL]
+    seeds = [run(*command, "-o", tmp_path / name)[5] for name in ("a.gif", "b.gif")]
+    assert seeds[0] != seeds[1]
+    run(*command, "--seed", seeds[0], "-o", tmp_path / "c.gif")
+    assert contents(tmp_path / "c.gif") == contents(tmp_path / "a.gif") != contents(tmp_path / "b.gif")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--negative", "blue"),
+        ("--steps", "3"),
+        ("--cfg", "1"),
+        ("--eta", "1"),
+        ("--dtype", "bfloat16"),
+        ("--frames", "2"),
+        ("--size", "24x32"),
+        ("--fps", "4"),
+    ],
+)
+def test_options_change_the_file(run, demo_model_dir, tmp_path, option):
+    command = ["txt2vid", demo_model_dir, "a red circle", *SMALL, "--seed", 1]
+    run(*command, "-o", tmp_path / "plain.gif")
+    run(*command, *option, "-o", tmp_path / "changed.gif")
+    assert contents(tmp_path / "plain.gif") != contents(tmp_path / "changed.gif")
+
+
+def test_xformers_is_asked_for(run, demo_model_dir, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xformers", None)
+    with pytest.warns(UserWarning, match="^xformers is not used: "):
+        run("txt2vid", demo_model_dir, "a red circle", *SMALL, "--xformers", "-o", tmp_path / "a.gif")
+
+
+SOURCES = {"input": save_pngs, "input.gif": save_gif, "input.mp4": save_mp4}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Callable[[str], Path]:
+    """Five frames of moving noise in a folder, a GIF or an MP4."""
+    video = torch.rand(1, 3, 5, 48, 64, generator=torch.Generator().manual_seed(0))
+
+    def write(name: str) -> Path:
+        SOURCES[name](video, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+VID2VID = ["--steps", "4", "--size", "32x24", "--device", "cpu", "--no-amp", "--seed", "1"]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_vid2vid_takes_folders_gifs_and_videos(run, demo_model_dir, tmp_path, source, name):
+    saved = run("vid2vid", demo_model_dir, "old", *VID2VID, "--input", source(name), "-o", tmp_path / "out")
+    assert saved.groups()[1:] == ("5", "32", "24", "1")
+    assert len(contents(tmp_path / "out")) == 5
+
+
+def test_vid2vid_takes_the_frames_it_is_told(run, demo_model_dir, tmp_path, source):
+    command = ["vid2vid", demo_model_dir, "old", *VID2VID]
+    run(
+        *command, "--input", source("input"), "--offset", 1, "--stride", 2, "--frames", 2, "-o", tmp_path / "picked.gif"
+    )
+    for index in (0, 2, 4):
+        (tmp_path / "input" / f"0000{index}.png").unlink()
+    run(*command, "--input", tmp_path / "input", "-o", tmp_path / "alone.gif")
+    assert contents(tmp_path / "picked.gif") == contents(tmp_path / "alone.gif")
+
+
+def test_strength_is_how_much_changes(run, demo_model_dir, tmp_path, source):
+    command = ["vid2vid", demo_model_dir, "old", *VID2VID, "--input", source("input.gif")]
+    files = {strength: tmp_path / f"{strength}.gif" for strength in ("0.01", "0.25", "0.7", "1")}
+    for strength, file in files.items():
+        run(*command, "--strength", strength, "-o", file)
+    run(*command, "-o", tmp_path / "default.gif")
+    made = {name: contents(file) for name, file in files.items()}
+    assert made["0.01"] == made["0.25"]  # one step is the least
+    assert len({tuple(video) for video in made.values()}) == 3
+    assert contents(tmp_path / "default.gif") == made["0.7"]
+
+
+@pytest.mark.parametrize("strength", ["0", "2", "-0.5", "nan"])
+def test_strength_outside_0_to_1_is_refused(fail, demo_model_dir, source, strength):
+    message = fail("vid2vid", demo_model_dir, "old", "--input", source("input.gif"), f"--strength={strength}")
+    assert message == f"--strength {float(strength)}; it must be above 0 and at most 1"
+
+
+def test_demo_needs_nothing(run, tmp_path):
+    saved = run("demo", "--steps", 1, "--seed", 3, "-o", tmp_path / "demo.gif")
+    assert saved.groups() == (str(tmp_path / "demo.gif"), "16", "128", "128", "3")
+    assert len(load_sequence(tmp_path / "demo.gif", None)) == 16
+
+
+def test_info_is_text_or_json(demo_model_dir, capsys):
+    assert main(["info", str(demo_model_dir)]) == 0
+    assert capsys.readouterr().out.startswith(f"{demo_model_dir} is a ModelScope model directory\n")
+    assert main(["info", str(demo_model_dir), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["max frames"] == 16
+
+
+BAD = [
+    (["--steps", "0"], "timesteps=0; a schedule of 1000 takes 1..999 steps"),
+    (["--frames", "0"], "num_frames=0; a video has at least 1 frame"),
+    (["--size", "33x24"], "width 33 is not usable: the model needs a positive multiple of 8; try 32"),
+    (["--seed", "-1"], "seed=-1; it must be 0..18446744073709551615"),
+    (
+        ["--frames", "1000000", "--size", "800000x800000"],
+        "out of memory; use --dtype float16, a smaller size or fewer frames",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_errors_are_one_line(fail, demo_model_dir, options, message):
+    assert fail("txt2vid", demo_model_dir, "a red circle", *SMALL, *options) == message
+
+
+def test_unknown_device_is_one_line(fail, demo_model_dir):
+    message = fail("txt2vid", demo_model_dir, "a red circle", *SMALL, "--device", "toaster")
+    assert message.startswith("device 'toaster' cannot be used here: ")
+
+
+def test_incomplete_model_is_one_line(fail, tmp_path):
+    message = (
+        f"{tmp_path / 'configuration.json'} is missing; copy the configuration.json that belongs to the model there"
+    )
+    assert fail("txt2vid", tmp_path, "a red circle") == message
+
+
+@pytest.mark.parametrize("size", ["256", "256x", "axb", "1x2x3"])
+def test_size_that_is_none(size, capsys):
+    with pytest.raises(SystemExit, match="^2$"):
+        main(["txt2vid", "model", "a red circle", "--size", size])
+    assert f"argument --size: '{size}' is not WIDTHxHEIGHT, such as 256x256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("file/video.gif", "cannot write {}: "),
+        ("video.avi", "cannot write {}: unknown extension .avi; use .gif .webp .mp4 or none for PNGs"),
+    ],
+)
+def test_output_that_cannot_be_written(demo_model_dir, tmp_path, capsys, name, message):
+    (tmp_path / "file").write_text("")
+    output = str(tmp_path / name)
+    assert main(["txt2vid", str(demo_model_dir), "a red circle", *SMALL, "-o", output]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"sdvideo: {message.format(output)}")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
