@@ -81,22 +81,19 @@ class SDVideo:
         """
         num_frames = self._num_frames(num_frames, initial_frames)
         first, fresh = _generators(seed)
-        with self._precision():
+        if initial_frames is None:
+            check_size(*image_size)
+            latents = draw_noise(self._latent_shape(image_size, num_frames), first).to(self.device)
+            t_start = None
+        else:
+            clean = self.encode(initial_frames[:num_frames])
+            noise = draw_noise(clean.shape, first).to(self.device)
+            latents = self.schedule.add_noise(clean, noise, self._first_timestep(timesteps, t_start))
+        with self._precision(), _progress(bar, t_start or timesteps) as callback:
             context, context_neg = self.text_encoder([text, text_neg]).chunk(2)
-            if initial_frames is None:
-                check_size(*image_size)
-                if t_start is not None:
-                    raise ValueError(f"t_start={t_start} needs initial_frames; without them all the steps run")
-                latents = draw_noise(self._latent_shape(image_size, num_frames), first).to(self.device)
-            else:
-                first_t = self._first_timestep(timesteps, t_start)
-                latents = self.encode(initial_frames[:num_frames])
-                noise = draw_noise(latents.shape, first).to(self.device)
-                latents = self.schedule.add_noise(latents, noise, first_t)
             eps_model = guided_eps(self.unet, context, context_neg, guidance_scale)
-            with _progress(bar, t_start or timesteps) as callback:
-                latents = sample_ddim(eps_model, latents, self.schedule, timesteps, t_start, eta, fresh, callback)
-            return self.decode(latents)
+            latents = sample_ddim(eps_model, latents, self.schedule, timesteps, t_start, eta, fresh, callback)
+        return self.decode(latents)
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> Tensor:
@@ -121,11 +118,11 @@ class SDVideo:
             )
 
     def _first_timestep(self, timesteps: int, t_start: int | None) -> int:
-        """The noisiest of the last t_start timesteps, or of all of them."""
-        visited = self.schedule.timesteps(timesteps)
+        """The noisiest of the last t_start of the schedule's timesteps, or of all of them."""
+        stride = self.schedule.stride(timesteps)
         if t_start is not None and not 1 <= t_start <= timesteps:
             raise ValueError(f"t_start={t_start}; with {timesteps} timesteps it must be 1..{timesteps}")
-        return visited[-(t_start or timesteps)]
+        return 1 + ((t_start or timesteps) - 1) * stride
 
     def _num_frames(self, num_frames: int | None, initial_frames: Sequence[Image.Image] | None) -> int:
         available = len(initial_frames) if initial_frames is not None else None

@@ -68,7 +68,7 @@ def test_the_commands():
 @pytest.mark.parametrize("name", [None, *commands()])
 def test_help_tells_every_argument(name, capsys):
     parser = commands()[name] if name else build_parser()
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main([name, "--help"] if name else ["--help"])
     shown = capsys.readouterr().out
     plain = " ".join(shown.split())
@@ -82,14 +82,16 @@ def test_help_tells_every_argument(name, capsys):
 
 
 @pytest.mark.parametrize(
-    ("option", "default"),
-    [("--eta ETA", "0.0"), ("--steps STEPS", "50"), ("--cfg CFG", "9.0"), ("--size SIZE", "256x256")],
+    "described",
+    [
+        "--steps STEPS denoising steps, 1..999 (default: 50)",
+        "--cfg CFG guidance scale; 1 ignores --negative, twice as fast (default: 9.0)",
+        "--eta ETA 0..1: fresh noise at every step (default: 0.0)",
+        "--size SIZE WIDTHxHEIGHT in pixels, multiples of 8 (default: 256x256)",
+    ],
 )
-def test_help_tells_defaults(option, default):
-    [described] = re.findall(
-        rf"{option} (.*?)(?= --|$)", " ".join(commands()["txt2vid"].format_help().split("options:")[1].split())
-    )
-    assert described.endswith(f"(default: {default})")
+def test_help_tells_defaults(described):
+    assert described in " ".join(commands()["txt2vid"].format_help().split())
 
 
 def test_program_name_and_one_line_errors_from_a_shell(tmp_path):
@@ -249,7 +251,7 @@ def test_incomplete_model_is_one_line(fail, tmp_path):
 
 @pytest.mark.parametrize("size", ["256", "256x", "axb", "1x2x3"])
 def test_size_that_is_none(size, capsys):
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         main(["txt2vid", "model", "a red circle", "--size", size])
     assert f"argument --size: '{size}' is not WIDTHxHEIGHT, such as 256x256" in capsys.readouterr().err
 
