@@ -84,7 +84,8 @@ class SDVideo:
         if initial_frames is None:
             check_size(*image_size)
             latents = draw_noise(self._latent_shape(image_size, num_frames), first).to(self.device)
-            t_start = None
+            if t_start is not None:
+                raise ValueError(f"t_start={t_start} needs initial_frames; without them all the steps run")
         else:
             clean = self.encode(initial_frames[:num_frames])
             noise = draw_noise(clean.shape, first).to(self.device)
