@@ -27,8 +27,9 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# Tests run beside a ComfyUI on the same cores; threads that wait actively would take them from it.
 test: lint types ## set up, lint, types, then all tests; ComfyUI's too where there is one ($COMFYUI_PATH)
-	@$(PY) -m pytest
+	@OMP_WAIT_POLICY=passive $(PY) -m pytest
 
 lint: $(TOOLS) ## check style and layout with ruff
 	@$(PY) -m ruff check .

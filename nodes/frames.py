@@ -44,15 +44,17 @@ class SDVideoLoadFrameSequence(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, source: str) -> bool | str:
+    def validate_inputs(cls, source: str | None) -> bool | str:
+        if source is None:  # it comes through a link, and is checked when it is there
+            return True
         try:
             return input_path(source).exists() or f"{source} is not in ComfyUI's input folder any more"
         except ValueError as error:
             return str(error)
 
     @classmethod
-    def fingerprint_inputs(cls, source: str, **_) -> list:
-        return stamp(input_path(source))
+    def fingerprint_inputs(cls, source: str | None, **_) -> list | float:
+        return float("nan") if source is None else stamp(input_path(source))  # NaN: run every time
 
     @classmethod
     def execute(cls, source, num_frames, offset, stride, width, height) -> io.NodeOutput:
@@ -75,7 +77,7 @@ class SDVideoSaveGIF(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="SDVideo",
-                    tooltip="Start of the file name; may hold a subfolder and fields such as %date:yyyy-MM-dd%.",
+                    tooltip="Start of the file name; may hold a subfolder and fields such as %year%-%month%-%day%.",
                 ),
                 io.Float.Input(
                     "fps",

@@ -16,6 +16,9 @@ KeyValue = tuple[Tensor, Tensor]
 # CUDA attention kernels put heads on a grid axis of 16 bits.
 MAX_HEADS = 2**16 - 1
 
+# Elements of the widest activation at a time: larger ones are returned to the system and cleared anew at every layer.
+CPU_PART = 2**22
+
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Scaled dot-product attention by torch (Vaswani et al. 2017, eq. 1); heads are split and joined by views."""
@@ -81,13 +84,22 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """Gated feed-forward layer on every token (..., C); on a CPU in parts, which gives the same numbers."""
+
     def __init__(self, dim: int, operations: Any = nn, **factory: Any):
         super().__init__()
         gated = GEGLU(dim, 4 * dim, operations, **factory)
         self.net = nn.Sequential(gated, nn.Identity(), operations.Linear(4 * dim, dim, **factory))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        tokens = x.flatten(0, -2)
+        parts = tokens.split(max(1, CPU_PART // (8 * x.shape[-1])))
+        if x.device.type != "cpu" or torch.is_grad_enabled() or len(parts) == 1:
+            return self.net(x)
+        out = torch.empty_like(tokens)
+        for part, target in zip(parts, out.split(len(parts[0])), strict=True):
+            target.copy_(self.net(part))
+        return out.view(x.shape)
 
 
 class TransformerBlock(nn.Module):

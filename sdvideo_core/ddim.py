@@ -20,7 +20,7 @@ def draw_noise(shape: tuple[int, ...] | torch.Size, generator: torch.Generator |
     """Unit noise in float32 on the generator's device, drawn frame by frame.
 
     For a video (B, C, F, H, W) the values are those of its frames (B*F, C, H, W), the layout of ComfyUI's latents,
-    so one seed means one video in both; a longer video starts with the noise of the shorter one.
+    so that one seed means one video in both.
     """
     device = generator.device if generator else "cpu"
     if len(shape) == 4:

@@ -80,16 +80,17 @@ class SDVideo:
         gives the same video; None draws one. bar: show a progress bar.
         """
         num_frames = self._num_frames(num_frames, initial_frames)
+        first_t = self._first_timestep(timesteps, t_start)
         first, fresh = _generators(seed)
         if initial_frames is None:
-            check_size(*image_size)
-            latents = draw_noise(self._latent_shape(image_size, num_frames), first).to(self.device)
             if t_start is not None:
                 raise ValueError(f"t_start={t_start} needs initial_frames; without them all the steps run")
+            check_size(*image_size)
+            latents = draw_noise(self._latent_shape(image_size, num_frames), first).to(self.device)
         else:
             clean = self.encode(initial_frames[:num_frames])
             noise = draw_noise(clean.shape, first).to(self.device)
-            latents = self.schedule.add_noise(clean, noise, self._first_timestep(timesteps, t_start))
+            latents = self.schedule.add_noise(clean, noise, first_t)
         with self._precision(), _progress(bar, t_start or timesteps) as callback:
             context, context_neg = self.text_encoder([text, text_neg]).chunk(2)
             eps_model = guided_eps(self.unet, context, context_neg, guidance_scale)

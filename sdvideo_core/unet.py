@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from . import layers
 from .attention import AttentionFunction, TransformerBlock, sdpa
 from .blocks import (
     Conditioning,
@@ -44,14 +45,14 @@ class InputStage(nn.ModuleList):
 class UNetSD(nn.Module):
     """Predicts the noise in a latent video.
 
-    `operations` is the namespace its layers come from (torch.nn or one of the same names), `attention` a function
-    (q, k, v, heads) such as `attention.sdpa`; it is read at every forward and may be exchanged between them.
+    `operations` is the namespace that its layers come from, `layers` or another with torch.nn's names; `attention` is
+    a function (q, k, v, heads) such as `attention.sdpa`, read at every forward, and may be exchanged between them.
     """
 
     def __init__(
         self,
         config: UNetConfig,
-        operations: Any = nn,
+        operations: Any = layers,
         attention: AttentionFunction = sdpa,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,

@@ -21,9 +21,10 @@ LIBRARY = NETWORKS | FILES | {"schedule", "guidance", "ddim"}
 # What each module or subpackage of sdvideo_core may import of sdvideo_core.
 CORE_ARROWS: dict[str, set[str]] = {
     "config": set(),
+    "layers": set(),
     "attention": {"config"},
     "blocks": {"config", "attention"},
-    "unet": {"config", "attention", "blocks"},
+    "unet": {"config", "layers", "attention", "blocks"},
     "vae": {"config"},
     "text_encoder": {"config"},
     "schedule": set(),

@@ -1,6 +1,5 @@
 """Nodes called as functions, in a child set up as ComfyUI (`in_comfy`); to be imported there only."""
 
-import comfy.samplers
 from comfy_api.latest import io
 from sdvideo.nodes import NODES
 from sdvideo.nodes.comfy_bridge.folders import register_model_folder
@@ -36,8 +35,3 @@ def empty(width=64, height=64, num_frames=4):
 def sample(model, conditioning, latent, **settings):
     """The samples (F, 4, h, w) of a run of DDIM."""
     return call("SDVideoDDIMSampler", model, *conditioning, latent, **SETTINGS | settings)[0]["samples"]
-
-
-def sigmas_of(model, steps):
-    """ComfyUI's sigmas at the timesteps of the published models."""
-    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "ddim_uniform", steps)

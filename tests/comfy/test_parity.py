@@ -20,7 +20,7 @@ SEED = 7
 CASES = {
     "text, cfg 1": {"steps": 7, "cfg": 1.0, "eta": 0.0, "denoise": 1.0},
     "text, cfg 9, eta 0.5": {"steps": 20, "cfg": 9.0, "eta": 0.5, "denoise": 1.0},
-    "frames, denoise 0.3": {"steps": 7, "cfg": 9.0, "eta": 0.5, "denoise": 0.3},
+    "frames, denoise 0.3": {"steps": 9, "cfg": 9.0, "eta": 0.5, "denoise": 0.3},
     "frames, denoise 0.7": {"steps": 20, "cfg": 1.0, "eta": 0.0, "denoise": 0.7},
     "frames, denoise 1": {"steps": 7, "cfg": 9.0, "eta": 0.0, "denoise": 1.0},
 }

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdvideo_core import attention
 from sdvideo_core.attention import Attention, sdpa
@@ -259,12 +258,15 @@ def test_a_reversed_video_under_reversed_temporal_kernels_is_the_video_reversed(
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(FRAMES)))[1:], ids=str)
-@pytest.mark.parametrize("block", [TemporalTransformer(64, 3, 8), SpatialTransformer(64, 16, 32)], ids=type)
+@pytest.mark.parametrize(
+    ("transformer", "shape"), [(TemporalTransformer, (64, 3, 8)), (SpatialTransformer, (64, CONFIG.context_dim, 32))]
+)
 @torch.no_grad()
-def test_transformers_know_no_order_of_frames(block, order):
+def test_transformers_know_no_order_of_frames(transformer, shape, order):
+    torch.manual_seed(0)
+    block = transformer(*shape).double()
     frames = random(BATCH, FRAMES, 64, 4, 5)
     cond = Conditioning(torch.empty(0), CONTEXT, FRAMES, sdpa)
-    block = block.double()
 
     def run(x: Tensor) -> Tensor:
         h = block(x.flatten(0, 1).contiguous(memory_format=torch.channels_last), cond)
@@ -283,66 +285,3 @@ def test_temporal_convolution_knows_the_order_of_frames_and_mixes_no_pixels():
     assert relative_error(mirrored.flip(3), output) <= 1e-12
     swapped = conv(frames.flip(0).contiguous(memory_format=torch.channels_last), FRAMES)
     assert relative_error(swapped.flip(0), output) > 1e-2
-
-
-# Memory
-
-
-class CopyRecorder(TorchDispatchMode):
-    """Shapes of the tensors that torch copies."""
-
-    def __init__(self):
-        super().__init__()
-        self.shapes: list[tuple[int, ...]] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if any(word in str(function) for word in ("clone", "copy", "contiguous")):
-            self.shapes.append(tuple(args[0].shape))
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.fixture(scope="module")
-def unet_float32() -> UNetSD:
-    return make_unet(dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def inputs() -> tuple[Tensor, Tensor, Tensor]:
-    """16 videos: of fewer, a process of one thread would compute Conv3d by code that knows no channels_last."""
-    return random(16, 4, 2, 6, 8).float(), torch.arange(16), random(16, 7, CONFIG.context_dim).float()
-
-
-@torch.no_grad()
-def test_activations_stay_in_channels_last(unet_float32, inputs):
-    checked: list[str] = []
-    wrong: list[str] = []
-
-    def check(name: str, output: Tensor) -> None:
-        tokens = "transformer_blocks" in name or "proj_" in name  # (B, F, H*W, C)
-        formats = {4: torch.contiguous_format if tokens else torch.channels_last, 5: torch.channels_last_3d}
-        if output.ndim in formats:
-            checked.append(name)
-            if not output.is_contiguous(memory_format=formats[output.ndim]):
-                wrong.append(name)
-
-    hooks = [
-        module.register_forward_hook(lambda _module, _args, output, name=name: check(name, output))
-        for name, module in unet_float32.named_modules()
-        if name
-    ]
-    unet_float32(*inputs)
-    for hook in hooks:
-        hook.remove()
-    assert wrong == []
-    assert {"input_blocks.0.1", "middle_block.0.temopral_conv.conv1.2", "output_blocks.1.3", "out.2"} <= set(checked)
-
-
-@torch.no_grad()
-def test_no_activation_is_copied_but_the_input_and_the_embedded_timesteps(unet_float32, inputs):
-    with CopyRecorder() as recorder:
-        unet_float32(*inputs)
-    x, timesteps, _ = inputs
-    batch, channels, num_frames, *size = x.shape
-    layouts = [(batch, num_frames, channels, *size), (batch * num_frames, channels, *size)]
-    embedding = [tuple(timesteps.shape), (batch, num_frames, 4 * CONFIG.dim)]
-    assert sorted(recorder.shapes) == sorted(layouts + embedding)
