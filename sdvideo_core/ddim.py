@@ -11,7 +11,7 @@ from torch import Tensor
 from .guidance import EpsModel
 from .schedule import NoiseSchedule
 
-Callback = Callable[[int, int, Tensor], None]  # (index of the step, number of steps, predicted clean x)
+Callback = Callable[[int, int, Tensor], object]  # (index of the step, number of steps, predicted clean x)
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x, sigma (B,)) -> clean x
 

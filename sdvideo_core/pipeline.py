@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from .attention import sdpa, xformers_attention
 from .blocks import to_frames, to_video
 from .checkpoint import load_text_encoder, load_unet, load_vae, read_config
-from .ddim import Callback, draw_noise, sample_ddim
+from .ddim import draw_noise, sample_ddim
 from .frames import check_size, frames_to_video, images_to_frames
 from .guidance import guided_eps
 from .schedule import NoiseSchedule
@@ -88,27 +88,34 @@ class SDVideo:
             check_size(*image_size)
             latents = draw_noise(self._latent_shape(image_size, num_frames), first).to(self.device)
         else:
-            clean = self.encode(initial_frames[:num_frames])
+            clean = self.encode(initial_frames[:num_frames], bar)
             noise = draw_noise(clean.shape, first).to(self.device)
             latents = self.schedule.add_noise(clean, noise, first_t)
-        with self._precision(), _progress(bar, t_start or timesteps) as callback:
+        with self._precision(), _progress("Sampling", t_start or timesteps, "step", bar) as steps:
             context, context_neg = self.text_encoder([text, text_neg]).chunk(2)
             eps_model = guided_eps(self.unet, context, context_neg, guidance_scale)
-            latents = sample_ddim(eps_model, latents, self.schedule, timesteps, t_start, eta, fresh, callback)
-        return self.decode(latents)
+            latents = sample_ddim(
+                eps_model, latents, self.schedule, timesteps, t_start, eta, fresh, lambda *_: steps.update()
+            )
+        return self.decode(latents, bar)
 
     @torch.no_grad()
-    def encode(self, images: Sequence[Image.Image]) -> Tensor:
+    def encode(self, images: Sequence[Image.Image], bar: bool = False) -> Tensor:
         """Pictures of equal size -> latents (1, 4, F, h, w) in float32."""
         frames = images_to_frames(list(images))
         check_size(frames.shape[3], frames.shape[2])
-        return to_video(self.vae.encode(frames.to(self.device, self.dtype)).float(), len(frames))
+        frames = frames.to(self.device, self.dtype)
+        with _progress("Encoding", len(frames), "frame", bar) as done:
+            latents = self.vae.encode(frames, progress=done.update)
+        return to_video(latents.float(), len(frames))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, bar: bool = False) -> Tensor:
         """Latents (1, 4, F, h, w) -> video (1, 3, F, H, W) in 0..1, float32 on the CPU."""
         self._check_finite(latents, "latents after sampling")
-        frames = self.vae.decode(to_frames(latents).to(self.dtype))
+        latents = to_frames(latents).to(self.dtype)
+        with _progress("Decoding", len(latents), "frame", bar) as done:
+            frames = self.vae.decode(latents, progress=done.update)
         self._check_finite(frames, "decoded frames")
         return frames_to_video(frames.float().cpu())
 
@@ -179,11 +186,5 @@ def _why_not_xformers(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def _progress(bar: bool, total: int) -> Iterator[Callback]:
-    with tqdm(total=total, desc="Sampling", unit="step", disable=not bar) as progress:
-
-        def step(_index: int, _total: int, _x0: Tensor) -> None:
-            progress.update()
-
-        yield step
+def _progress(what: str, total: int, unit: str, shown: bool) -> tqdm:
+    return tqdm(total=total, desc=what, unit=unit, disable=not shown)

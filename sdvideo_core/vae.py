@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from .config import VAEConfig
 
+Progress = Callable[[int], object]
+
 LATENT_SCALE = 0.18215  # 1 / standard deviation of the latents of Stable Diffusion's training images
 
 
@@ -154,8 +156,11 @@ class AutoencoderKL(nn.Module):
         self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * config.z_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.z_channels, config.z_channels, 1)
 
-    def encode(self, frames: Tensor, frames_at_once: int = 4) -> Tensor:
-        """Frames (N, 3, H, W) in -1..1, sides divisible by 8 -> latents (N, 4, H/8, W/8): scaled posterior mean."""
+    def encode(self, frames: Tensor, frames_at_once: int = 4, progress: Progress | None = None) -> Tensor:
+        """Frames (N, 3, H, W) in -1..1, sides divisible by 8 -> latents (N, 4, H/8, W/8): scaled posterior mean.
+
+        progress: called with the number of frames done after every `frames_at_once` of them.
+        """
         height, width = frames.shape[2:]
         if height % 8 or width % 8:
             raise ValueError(f"frames are {width}x{height}; both sides must be multiples of 8 to be encoded")
@@ -164,13 +169,24 @@ class AutoencoderKL(nn.Module):
             mean, _logvar = self.quant_conv(self.encoder(part)).chunk(2, dim=1)
             return mean * LATENT_SCALE
 
-        return _in_parts(encode_part, frames, frames_at_once)
+        return _in_parts(encode_part, frames, frames_at_once, progress)
 
-    def decode(self, latents: Tensor, frames_at_once: int = 4) -> Tensor:
-        """Latents (N, 4, h, w) -> frames (N, 3, 8h, 8w), about -1..1."""
-        return _in_parts(lambda part: self.decoder(self.post_quant_conv(part / LATENT_SCALE)), latents, frames_at_once)
+    def decode(self, latents: Tensor, frames_at_once: int = 4, progress: Progress | None = None) -> Tensor:
+        """Latents (N, 4, h, w) -> frames (N, 3, 8h, 8w), about -1..1. progress: as in `encode`."""
+
+        def decode_part(part: Tensor) -> Tensor:
+            return self.decoder(self.post_quant_conv(part / LATENT_SCALE))
+
+        return _in_parts(decode_part, latents, frames_at_once, progress)
 
 
-def _in_parts(function: Callable[[Tensor], Tensor], frames: Tensor, frames_at_once: int) -> Tensor:
+def _in_parts(
+    function: Callable[[Tensor], Tensor], frames: Tensor, frames_at_once: int, progress: Progress | None
+) -> Tensor:
     frames = frames.contiguous(memory_format=torch.channels_last)
-    return torch.cat([function(part) for part in frames.split(frames_at_once)])
+    done = []
+    for part in frames.split(frames_at_once):
+        done.append(function(part))
+        if progress:
+            progress(len(part))
+    return torch.cat(done)

@@ -107,8 +107,12 @@ def load_vae(directory: str | Path) -> comfy.sd.VAE:
 
 
 def _vae_patcher(directory: str | Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    patcher = load_vae(directory).patcher
-    return patcher.clone(disable_dynamic=True) if disable_dynamic else patcher
+    vae = load_vae(directory)
+    if not (disable_dynamic and vae.patcher.is_dynamic()):
+        return vae.patcher
+    # Its own clone() would call this function. A dynamic patcher leaves weights in the precision of their file.
+    model = vae.first_stage_model.to(vae.vae_dtype)
+    return comfy.model_patcher.ModelPatcher(model, vae.device, vae.patcher.offload_device)
 
 
 def decode_latent(vae: comfy.sd.VAE, samples: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def comfy_base(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_model(comfy_base: Path) -> Path:
+def comfy_demo(comfy_base: Path) -> Path:
     """The model `demo` of the example workflows: tiny, with random weights in float16 pickles."""
     return make_demo_model(comfy_base / "models" / "text2video" / "demo")
 

@@ -23,6 +23,8 @@ LORA_LAYERS = {
 TEXT_LAYER = "lora_te_text_model_encoder_layers_0_mlp_fc1"
 RANK, ALPHA, STRENGTH = 2, 1.0, 0.8
 
+KINDS = ("MODEL", "CLIP", "VAE")
+
 
 def call_unet(unet, x, y, context, context_2):
     """The UNet called with every layout of frames, videos, chunks and contexts that ComfyUI may choose."""
@@ -121,16 +123,26 @@ def sample_with_patches(calls, model, clip):
 
 
 def clones(calls, model, clip, vae):
-    """Whether each patcher, and the copy without dynamic memory that ComfyUI asks for, has the same weights."""
-    same = {}
-    for name, patcher in {"MODEL": model, "CLIP": clip.patcher, "VAE": vae.patcher}.items():
-        make, arguments = patcher.cached_patcher_init
-        expected = patcher.model.state_dict()
-        for copy in (patcher.clone(disable_dynamic=True), make(*arguments, disable_dynamic=True)):
-            found = copy.model.state_dict()
-            equal = found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
-            same[name] = same.get(name, True) and equal and not copy.is_dynamic()
-    return same
+    """Whether the copies that ComfyUI makes of a model in dynamic memory, to have one in plain memory, are right."""
+    import comfy.model_patcher
+
+    class Dynamic(comfy.model_patcher.ModelPatcher):
+        """ModelPatcherDynamic needs a GPU; it too loads weights in the precision of their file."""
+
+        def is_dynamic(self):
+            return True
+
+    plain = model, clip.patcher, vae.patcher
+    before, comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.CoreModelPatcher, Dynamic
+    model, clip, vae = calls.load()
+    right = {}
+    for kind, expected, patcher in zip(KINDS, plain, (model, clip.patcher, vae.patcher), strict=True):
+        copy = patcher.clone(disable_dynamic=True)
+        found, wanted = copy.model.state_dict(), expected.model.state_dict()
+        same = [torch.equal(found[key], wanted[key]) and found[key].dtype == wanted[key].dtype for key in wanted]
+        right[kind] = patcher.is_dynamic() and not copy.is_dynamic() and found.keys() == wanted.keys() and all(same)
+    comfy.model_patcher.CoreModelPatcher = before
+    return right
 
 
 def sample_with_loras(calls, model, clip, x, context):
@@ -174,8 +186,8 @@ def inputs():
 
 
 @pytest.fixture(scope="module")
-def unet(demo_model):
-    return load_unet(demo_model)
+def unet(comfy_demo):
+    return load_unet(comfy_demo)
 
 
 @pytest.fixture(scope="module")
@@ -290,15 +302,15 @@ def test_stock_patch_nodes_work(results):
     assert_different(results["EasyCache"], results["no EasyCache"])
 
 
-@pytest.mark.parametrize("kind", ["MODEL", "CLIP", "VAE"])
-def test_copies_without_dynamic_memory_have_the_same_weights(results, kind):
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_out_of_dynamic_memory_have_the_same_weights(results, kind):
     assert results["clones"][kind]
 
 
 @pytest.mark.parametrize("name", LORA_LAYERS)
-def test_a_lora_acts_as_if_merged_into_the_weights(results, inputs, loras, unet, demo_model, name):
+def test_a_lora_acts_as_if_merged_into_the_weights(results, inputs, loras, unet, comfy_demo, name):
     up, down = loras[name]
-    merged, key = load_unet(demo_model), f"{LORA_LAYERS[name]}.weight"
+    merged, key = load_unet(comfy_demo), f"{LORA_LAYERS[name]}.weight"
     weights = dict(merged.state_dict())
     change = up.flatten(1) @ down.flatten(1) * STRENGTH * ALPHA / RANK
     weights[key] = weights[key] + change.reshape(weights[key].shape)

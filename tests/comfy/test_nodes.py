@@ -92,7 +92,7 @@ def save_pictures(folder, sizes):
     return folder
 
 
-def test_sampling_reports_progress_and_shows_previews(server, demo_model):
+def test_sampling_reports_progress_and_shows_previews(server, comfy_demo):
     prompt_id = server.queue(change(GRAPH, "sampler", seed=next(seeds), steps=4))
     server.wait(prompt_id)
     of_sampler = [m["data"] for m in server.messages if m["data"].get("node") == "sampler"]
@@ -106,7 +106,7 @@ def test_sampling_reports_progress_and_shows_previews(server, demo_model):
         assert len(image.getcolors(1 << 20)) > 1
 
 
-def test_cancel_stops_within_a_step_and_the_next_graph_runs(server, demo_model):
+def test_cancel_stops_within_a_step_and_the_next_graph_runs(server, comfy_demo):
     # Large enough for a step to take longer than the messages.
     graph = change(GRAPH, "latent", width=192, height=192, num_frames=8)
     prompt_id = server.queue(change(graph, "sampler", seed=next(seeds), steps=999))
@@ -133,7 +133,7 @@ def test_frames_are_loaded_again_when_their_files_change_and_only_then(server):
         assert executed(server) == expected
 
 
-def test_the_browser_is_offered_what_can_be_loaded(server, demo_model, example_frames):
+def test_the_browser_is_offered_what_can_be_loaded(server, comfy_demo, example_frames):
     root = server.base / "input"
     save_pictures(root / "shots" / "first", [(64, 64)])
     Image.new("RGB", (64, 64)).save(root / "clip.gif")
@@ -160,15 +160,15 @@ def test_a_file_name_may_hold_fields(server, example_frames):
 
 
 @pytest.fixture(scope="module")
-def bad_files(server, demo_model, example_frames):
+def bad_files(server, comfy_demo, example_frames):
     """Inputs and models that cannot be used, each named after what is wrong with it."""
-    pictures, models = server.base / "input", demo_model.parent
+    pictures, models = server.base / "input", comfy_demo.parent
     (save_pictures(pictures / "unreadable", [(64, 64)] * 3) / "1.png").write_bytes(b"not a picture")
     save_pictures(pictures / "mixed", [(64, 64), (64, 64), (64, 80)])
     nan = torch.full((4, 4, 8, 8), float("nan"))
     save_file({"latent_tensor": nan, "latent_format_version_0": torch.zeros(0)}, pictures / "nan.latent")
     for name in ("no_vae", "animatediff"):
-        shutil.copytree(demo_model, models / name)
+        shutil.copytree(comfy_demo, models / name)
     (models / "no_vae" / "VQGAN_autoencoder.pth").unlink()
     motion = {"down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": torch.ones(32)}
     save_file(motion, models / "animatediff" / "text2video_pytorch_model.safetensors")
@@ -248,7 +248,7 @@ def test_wrong_input_is_named(server, bad_files, what):
 
 
 @pytest.fixture(scope="module")
-def elsewhere(comfyui, demo_model, tmp_path_factory):
+def elsewhere(comfyui, comfy_demo, tmp_path_factory):
     """A ComfyUI without models/text2video that looks for models elsewhere, and writes no metadata."""
     base = make_base_directory(tmp_path_factory.mktemp("elsewhere") / "base")
     (base / "models" / "text2video").rmdir()
@@ -258,7 +258,7 @@ def elsewhere(comfyui, demo_model, tmp_path_factory):
         yield running
 
 
-def test_models_are_found_in_every_folder_as_they_come(elsewhere, demo_model):
+def test_models_are_found_in_every_folder_as_they_come(elsewhere, comfy_demo):
     def models():
         return options(elsewhere, "SDVideoModelScopeLoader", "model")
 
@@ -267,17 +267,17 @@ def test_models_are_found_in_every_folder_as_they_come(elsewhere, demo_model):
     default, extra = elsewhere.base / "models" / "text2video", elsewhere.base.parent / "videos"
     default.mkdir()
     assert models() == []
-    shutil.copytree(demo_model, extra / "family" / "demo")
+    shutil.copytree(comfy_demo, extra / "family" / "demo")
     assert models() == ["family/demo"]
-    (default / "near").symlink_to(demo_model, target_is_directory=True)
+    (default / "near").symlink_to(comfy_demo, target_is_directory=True)
     assert models() == ["family/demo", "near"]
     with pytest.raises(RuntimeError, match=r"'demo' not in \['family/demo', 'near'\]"):
         elsewhere.run(GRAPH)
 
 
-def test_without_metadata_a_gif_holds_none(elsewhere, demo_model):
+def test_without_metadata_a_gif_holds_none(elsewhere, comfy_demo):
     model = elsewhere.base.parent / "videos" / "family" / "demo"
-    shutil.copytree(demo_model, model, dirs_exist_ok=True)
+    shutil.copytree(comfy_demo, model, dirs_exist_ok=True)
     history = elsewhere.run(change(GRAPH, "loader", model="family/demo"), workflow={"nodes": []})
     (saved,) = history["outputs"]["save"]["images"]
     file = elsewhere.view(**saved)

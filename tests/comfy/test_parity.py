@@ -96,10 +96,10 @@ def compute_with_half_weights():
 
 
 @pytest.fixture(scope="module")
-def api(demo_model):
+def api(comfy_demo):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the child, see comfy_server.ENVIRONMENT
-    yield SDVideo(demo_model, amp=False)
+    yield SDVideo(comfy_demo, amp=False)
     torch.set_num_threads(threads)
 
 
@@ -114,7 +114,7 @@ def latents():
 
 
 @pytest.fixture(scope="module")
-def in_graph(in_comfy, demo_model, example_frames, pictures, latents):
+def in_graph(in_comfy, comfy_demo, example_frames, pictures, latents):
     images = images_to_frames(pictures).add(1).div(2).movedim(1, 3)
     return in_comfy(compute_in_comfy, pictures=images, latents=latents)
 
@@ -195,7 +195,7 @@ def test_weights_are_float32_on_a_cpu_whatever_the_file_holds(in_graph):
     assert in_graph["dtypes"] == ["torch.float32", "torch.float32"]
 
 
-def test_half_precision_weights_are_kept_and_computed_in_float32(comfy_job, demo_model, api_video):
+def test_half_precision_weights_are_kept_and_computed_in_float32(comfy_job, comfy_demo, api_video):
     # ComfyUI's defaults for everything else: text encoder in float16, sub-quadratic attention.
     result = call_in_comfy({**comfy_job, "flags": ("--cpu", "--fp16-unet")}, compute_with_half_weights)
     assert (result["unet"], result["text"]) == ("torch.float16", "torch.float16")

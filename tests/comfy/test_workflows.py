@@ -45,7 +45,7 @@ def test_every_workflow_file_is_a_template(server):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_runs_and_writes_its_video(server, demo_model, example_frames, name):
+def test_a_workflow_runs_and_writes_its_video(server, comfy_demo, example_frames, name):
     history = server.run(small_graph(server, read(name)))
     with saved_image(server, history) as image:
         assert image.format == ("WEBP" if "stock" in name else "GIF")
@@ -56,7 +56,7 @@ def test_a_workflow_runs_and_writes_its_video(server, demo_model, example_frames
     assert all(abs(before - after).max() > 8 for before, after in itertools.pairwise(frames))
 
 
-def test_a_gif_carries_the_graph_and_the_workflow_that_made_it(server, demo_model):
+def test_a_gif_carries_the_graph_and_the_workflow_that_made_it(server, comfy_demo):
     workflow = read("txt2vid")
     graph = small_graph(server, workflow)
     history = server.run(graph, workflow=workflow)
@@ -65,7 +65,7 @@ def test_a_gif_carries_the_graph_and_the_workflow_that_made_it(server, demo_mode
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_values_of_a_workflow_suit_the_published_models(server, demo_model, example_frames, name):
+def test_the_values_of_a_workflow_suit_the_published_models(server, comfy_demo, example_frames, name):
     values = {}
     for node in server.api_graph(read(name)).values():
         values |= {key: value for key, value in node["inputs"].items() if not isinstance(value, list)}
