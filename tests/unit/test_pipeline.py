@@ -233,8 +233,10 @@ def test_progress_bar_counts_the_steps_that_run(sample, edit, capsys):
     sample(bar=True)
     assert "Sampling: 100%|" in (shown := capsys.readouterr().err)
     assert "3/3" in shown
+    assert "Decoding: 100%|" in shown
     edit(initial_frames=gradients(1), t_start=2, bar=True)
-    assert "2/2" in capsys.readouterr().err
+    assert "2/2" in (shown := capsys.readouterr().err)
+    assert "Encoding: 100%|" in shown
     sample(bar=False)
     assert capsys.readouterr() == ("", "")
 
