@@ -118,7 +118,7 @@ def measure(directory: Path, dtype: str, device: str) -> dict[str, float]:
         "peak_rss": memory("VmHWM"),
         "anonymous_before": anonymous,
         "peak_anonymous": peak[0],
-        "reads_from_disk": resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults,
+        "major_faults": resource.getrusage(resource.RUSAGE_SELF).ru_majflt - faults,
     }
 
 

@@ -291,7 +291,7 @@ def check_weights(module: nn.Module, weights: StateDict, source: Path) -> None:
     wrong = [
         f"{key} has shape {found[key]}, expected {shape}"
         for key, shape in expected.items()
-        if key in found and found[key] not in (shape, shape[:-1] if shape[-1:] == (1,) else shape)
+        if key in found and found[key] != shape and not (len(shape) == 3 and found[key] == shape[:-1])
     ]
     problems = [
         *(f"{key} is missing" for key in expected if key not in found),
@@ -315,7 +315,7 @@ def assemble(
     check_weights(module, weights, source)
     module.load_state_dict({k: v.to(device, dtype) for k, v in weights.items()}, assign=True)
     if torch.device(device).type == "cuda":
-        module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        use_channels_last(module)
     return module.eval()
 
 
