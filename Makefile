@@ -42,7 +42,7 @@ format: $(TOOLS) ## mend what ruff can mend
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-demo: $(PACKAGE) ## write demo.gif, with a small model that comes with the package
+demo: $(PACKAGE) ## write demo.gif, with a small model made on the spot
 	@$(VENV)/bin/sdvideo demo "a red circle moving left" --output demo.gif
 
 bench: $(TOOLS) ## run every benchmark; their results go to benchmarks/results

@@ -70,7 +70,8 @@ class SDVideoSaveGIF(io.ComfyNode):
             node_id="SDVideoSaveGIF",
             display_name="Save GIF",
             category="SDVideo",
-            description="Saves frames as an animated GIF in ComfyUI's output folder, with the workflow inside.",
+            description="Saves frames as an animated GIF in ComfyUI's output folder. "
+            "Prompt and workflow are stored in its comment as JSON.",
             search_aliases=["save video", "export gif", "animated gif"],
             inputs=[
                 io.Image.Input("images", tooltip="The frames, in order."),

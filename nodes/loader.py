@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .comfy_bridge.encoders import load_clip, load_vae
+from .comfy_bridge.encoders import check_parts, load_clip, load_vae
 from .comfy_bridge.folders import model_directories, model_directory
 from .comfy_bridge.model import load_model
 
@@ -17,7 +17,7 @@ class SDVideoModelScopeLoader(io.ComfyNode):
             display_name="Load ModelScope Video Model",
             category="SDVideo",
             description="Loads a ModelScope text-to-video model from a folder in models/text2video. "
-            "Its outputs work with every stock node: KSampler, CLIP Text Encode, VAE Decode, LoRA loaders.",
+            "Its outputs work with the stock nodes: KSampler, CLIP Text Encode, VAE Decode, Load LoRA.",
             search_aliases=[
                 "text to video",
                 "text2video",
@@ -45,6 +45,7 @@ class SDVideoModelScopeLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model: str) -> io.NodeOutput:
         directory = model_directory(model)
+        check_parts(directory)
         return io.NodeOutput(
             load_model(directory),
             load_clip(directory),

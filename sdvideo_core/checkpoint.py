@@ -6,8 +6,8 @@ for; then they are converted tensor by tensor. Pickles are only read by torch's 
 
 from __future__ import annotations
 
-import json
 import re
+import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,14 +18,14 @@ import safetensors
 import torch
 from torch import Tensor, nn
 
-from .config import ModelConfig, TextConfig, UNetConfig, VAEConfig
+from .config import TextConfig, UNetConfig, VAEConfig
+from .configuration import CheckpointError, read_config
 from .unet import UNetSD
 from .vae import AutoencoderKL
 
 if TYPE_CHECKING:
     from .text_encoder import TextEncoder
 
-CONFIG_NAME = "configuration.json"
 StateDict = dict[str, Tensor]
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -48,6 +48,13 @@ SIGNATURES = (
 UNET_PREFIXES = ("model.diffusion_model.", "module.", "")
 VAE_PREFIXES = ("first_stage_model.", "")
 
+# Every block of an OpenCLIP text tower holds these.
+TEXT_BLOCK_KEYS = [
+    *(f"{norm}.{kind}" for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")),
+    *("attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight", "attn.out_proj.bias"),
+    *(f"mlp.{layer}.{kind}" for layer in ("c_fc", "c_proj") for kind in ("weight", "bias")),
+]
+
 # Objects that Lightning pickles beside the weights of VQGAN_autoencoder.pth; they are replaced by empty shells.
 INERT_GLOBALS = (
     ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
@@ -56,10 +63,6 @@ INERT_GLOBALS = (
     ("numpy", "dtype"),
     ("_codecs", "encode"),
 )
-
-
-class CheckpointError(ValueError):
-    """A file that cannot be what it is taken for; the message says what it is, or what it lacks."""
 
 
 class _Inert:
@@ -71,16 +74,20 @@ class _Inert:
 _INERT_TYPES: list[Any] = [type(name, (_Inert,), {"__module__": module}) for module, name in INERT_GLOBALS]
 
 
+_READING = threading.Lock()  # torch keeps one list of allowed names for the whole process
+
+
 @contextmanager
 def _inert_globals() -> Iterator[None]:
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()  # or the real class of a name could be taken instead of its shell
-    torch.serialization.add_safe_globals(_INERT_TYPES)
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+    with _READING:
+        before = torch.serialization.get_safe_globals()
+        torch.serialization.clear_safe_globals()  # or the real class of a name could be taken instead of its shell
+        torch.serialization.add_safe_globals(_INERT_TYPES)
+        try:
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
 
 
 def read_state_dict(path: str | Path) -> StateDict:
@@ -136,63 +143,6 @@ def what_is(keys: Iterable[str]) -> str:
     return f"unknown (its first tensor is {keys[0]})" if keys else "empty"
 
 
-def read_config(directory: str | Path) -> ModelConfig:
-    """The configuration.json of a ModelScope directory; keys it does not know are ignored."""
-    path = Path(directory) / CONFIG_NAME
-    model = _read_json(path).get("model")
-    if not isinstance(model, dict) or not isinstance(model.get("model_cfg"), dict):
-        raise CheckpointError(f"{path} has no model.model_cfg; expected ModelScope's {CONFIG_NAME}")
-    args, cfg = model.get("model_args") or {}, model["model_cfg"]
-    if str(cfg.get("temporal_attention", True)).lower() != "true":
-        raise CheckpointError(f"{path} says temporal_attention is false; only models with it are supported")
-    defaults = ModelConfig()
-    try:
-        return ModelConfig(
-            unet=_unet_config(cfg),
-            unet_file=args.get("ckpt_unet", defaults.unet_file),
-            vae_file=args.get("ckpt_autoencoder", defaults.vae_file),
-            text_file=args.get("ckpt_clip", defaults.text_file),
-            max_frames=int(args.get("max_frames", defaults.max_frames)),
-        )
-    except (AttributeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} has a value of the wrong kind: {error}; download it again") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is not a directory; expected one with {CONFIG_NAME} and weights")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; copy the {CONFIG_NAME} that belongs to the model there")
-    text = path.read_text(encoding="utf-8-sig", errors="replace").strip()
-    if not text:
-        raise CheckpointError(f"{path} is empty; download it again")
-    if text.startswith("<"):
-        raise CheckpointError(f"{path} is a web page, not JSON; download the raw file instead of its page")
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}; download it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a JSON object")
-    return content
-
-
-def _unet_config(cfg: dict[str, Any]) -> UNetConfig:
-    d = UNetConfig()
-    return UNetConfig(
-        in_dim=int(cfg.get("unet_in_dim", d.in_dim)),
-        dim=int(cfg.get("unet_dim", d.dim)),
-        context_dim=int(cfg.get("unet_context_dim", d.context_dim)),
-        out_dim=int(cfg.get("unet_out_dim", d.out_dim)),
-        dim_mult=tuple(cfg.get("unet_dim_mult", d.dim_mult)),
-        num_heads=int(cfg.get("unet_num_heads", d.num_heads)),
-        head_dim=int(cfg.get("unet_head_dim", d.head_dim)),
-        res_blocks=int(cfg.get("unet_res_blocks", d.res_blocks)),
-        attn_scales=tuple(float(scale) for scale in cfg.get("unet_attn_scales", d.attn_scales)),
-        dropout=float(cfg.get("unet_dropout", d.dropout)),
-    )
-
-
 def find_weights(directory: str | Path, name: str) -> Path:
     """The file of weights that a configuration names, or its .safetensors twin; the twin wins."""
     named = Path(directory) / name
@@ -236,7 +186,10 @@ def text_weights(path: Path) -> StateDict:
     embedding = next((key for key in state_dict if key.endswith("token_embedding.weight")), "")
     prefix = embedding.removesuffix("token_embedding.weight")
     weights = _expect(state_dict, "transformer.resblocks.0.ln_1.weight", (prefix,), path, "OpenCLIP text tower")
+    layers = range(_count(weights, "transformer.resblocks."))
+    blocks = [f"transformer.resblocks.{layer}.{key}" for layer in layers for key in TEXT_BLOCK_KEYS]
     _require(weights, ["token_embedding.weight", "positional_embedding"], path)
+    _refuse(path, [f"{key} is missing" for key in (*blocks, "ln_final.weight", "ln_final.bias") if key not in weights])
     parts = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
     return {key: value for key, value in weights.items() if key.startswith(parts)}
 
@@ -249,7 +202,6 @@ def _expect(state_dict: StateDict, key: str, prefixes: tuple[str, ...], path: Pa
 
 
 def _require(weights: StateDict, keys: list[str], path: Path) -> None:
-    """The keys that a shape is read off."""
     missing = [key for key in keys if key not in weights]
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}; download it again")
@@ -298,6 +250,10 @@ def check_weights(module: nn.Module, weights: StateDict, source: Path) -> None:
         *(f"{key} is not part of the model" for key in found if key not in expected),
         *wrong,
     ]
+    _refuse(source, problems)
+
+
+def _refuse(source: Path, problems: list[str]) -> None:
     if problems:
         raise CheckpointError(f"{source} does not fit its model ({len(problems)} keys): {'; '.join(problems)}")
 
@@ -317,6 +273,28 @@ def assemble(
     if torch.device(device).type == "cuda":
         use_channels_last(module)
     return module.eval()
+
+
+def use_channels_last(module: nn.Module) -> None:
+    """Lays convolution weights out as the activations are, so that GPU kernels need not convert them at every call."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in module.parameters():
+        if parameter.ndim in formats:
+            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
+
+
+def check_parts(unet: UNetConfig, vae: VAEConfig, text: TextConfig, directory: str | Path) -> None:
+    """Raises CheckpointError unless the three networks of a directory fit each other."""
+    if text.width != unet.context_dim:
+        raise CheckpointError(
+            f"{directory}: the text encoder gives {text.width} numbers a token, the UNet takes {unet.context_dim}; "
+            "the text encoder belongs to another model"
+        )
+    if vae.z_channels != unet.in_dim:
+        raise CheckpointError(
+            f"{directory}: the autoencoder has {vae.z_channels} latent channels, the UNet takes {unet.in_dim}; "
+            "the autoencoder belongs to another model"
+        )
 
 
 def load_unet(path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> UNetSD:

@@ -29,10 +29,10 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit status is 0, or 1 after an error told in one line."""
+    """Runs one command; the exit status is 0, or 1 after an error told in one line, 130 when stopped."""
     args = build_parser().parse_args(argv)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except (ValueError, OSError, FloatingPointError) as error:
         sys.stderr.write(f"sdvideo: {error}\n")
         return 1
@@ -100,7 +100,7 @@ def _add_vid2vid(commands: Any) -> None:
 
 
 def _add_info(commands: Any) -> None:
-    parser = _command(commands, info, "tell what a file or a model directory is and what it lacks")
+    parser = _command(commands, info, "tell what a file or a model directory is; exit status 1 if it lacks anything")
     parser.add_argument("path", help="a model directory or a file of weights")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
@@ -109,6 +109,7 @@ def _add_demo(commands: Any) -> None:
     parser = _command(commands, demo, "make a video with a tiny model of random weights, to try the machinery")
     parser.add_argument("prompt", nargs="?", default="a red circle moving left", help="what the video shows")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
+    parser.add_argument("--save-model", metavar="DIR", help="keep the model in DIR, to try the other commands with it")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same video")
     _add_output(parser, "demo.gif")
 
@@ -120,7 +121,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg", type=float, default=9.0, help="guidance scale; 1 ignores --negative, twice as fast")
     parser.add_argument("--eta", type=float, default=0.0, help="0..1: fresh noise at every step")
     parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same video; default: random")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; auto takes a GPU if there is one")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or mps; auto: cuda if there is one")
     parser.add_argument("--dtype", default=DTYPES[0], choices=DTYPES, help="precision the weights are kept in")
     parser.add_argument("--no-amp", action="store_true", help="compute in the weights' own precision")
     parser.add_argument("--xformers", action="store_true", help="use xformers' attention where it runs")
@@ -141,6 +142,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def txt2vid(args: argparse.Namespace) -> None:
+    _check_output(args)
     model, settings = _load(args), _settings(args)
     video = model(args.prompt, image_size=args.size, num_frames=args.frames, **settings)
     _save(video, args, settings["seed"])
@@ -149,6 +151,7 @@ def txt2vid(args: argparse.Namespace) -> None:
 def vid2vid(args: argparse.Namespace) -> None:
     from .video_io import load_sequence
 
+    _check_output(args)
     if not 0 < args.strength <= 1:
         raise ValueError(f"--strength {args.strength}; it must be above 0 and at most 1")
     images = load_sequence(args.input, args.frames, args.offset, args.stride, args.size)
@@ -161,17 +164,20 @@ def demo(args: argparse.Namespace) -> None:
     from .demo import make_demo_model
     from .pipeline import SDVideo
 
+    _check_output(args)
     with tempfile.TemporaryDirectory() as directory:
-        model = SDVideo(make_demo_model(directory), amp=False)
+        model = SDVideo(make_demo_model(args.save_model or directory), amp=False)
         video = model(args.prompt, timesteps=args.steps, image_size=(128, 128), seed=args.seed, bar=True)
     _save(video, args, args.seed)
+    sys.stderr.write("It is coloured noise, as the demo model's weights are random.\n")
 
 
-def info(args: argparse.Namespace) -> None:
+def info(args: argparse.Namespace) -> int:
     from .inspection import describe, inspect
 
     report = inspect(Path(args.path))
     sys.stdout.write((json.dumps(report, indent=2) if args.json else describe(report)) + "\n")
+    return 1 if report.get("missing") or report.get("problems") else 0
 
 
 def _load(args: argparse.Namespace) -> SDVideo:
@@ -197,6 +203,12 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "seed": seed,
         "bar": True,
     }
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    from .video_io import check_output
+
+    check_output(args.output, args.fps)
 
 
 def _save(video: Tensor, args: argparse.Namespace, seed: int) -> None:

@@ -66,11 +66,9 @@ def sample_ddim(
     x: float32 of any shape. t_start: run only the last t_start of num_steps steps (1..num_steps, all when None).
     eta: 0..1. generator: source of the noise of eta > 0. callback: called after every step.
     """
-    if t_start is not None and not 1 <= t_start <= num_steps:
-        raise ValueError(f"t_start={t_start}; with {num_steps} timesteps it must be 1..{num_steps}")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta={eta}; it must be from 0 (deterministic) to 1 (as much noise as DDPM)")
-    timesteps = schedule.timesteps(num_steps)[-(t_start or num_steps) :]
+    timesteps = schedule.timesteps(num_steps, t_start)
     for index, t in enumerate(timesteps):
         alpha = schedule.alpha_cumprod(t)
         alpha_prev = schedule.alpha_cumprod(schedule.previous(t, num_steps))

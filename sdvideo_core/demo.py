@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from open_clip.transformer import TextTransformer
 from torch import Tensor
 
-from .checkpoint import CONFIG_NAME
 from .config import ModelConfig, TextConfig, UNetConfig, VAEConfig
+from .configuration import CONFIG_NAME, configuration
 from .unet import UNetSD
 from .vae import AutoencoderKL
 
@@ -41,43 +40,6 @@ def make_demo_model(directory: str | Path, seed: int = 0, dtype: torch.dtype = t
     torch.save(_cast(text, dtype), directory / config.text_file)
     (directory / CONFIG_NAME).write_text(json.dumps(configuration(config), indent=4) + "\n", encoding="utf-8")
     return directory
-
-
-def configuration(config: ModelConfig) -> dict[str, Any]:
-    """The content of configuration.json that says `config`, with the keys of the published files."""
-    u = config.unet
-    model_cfg = {
-        "unet_in_dim": u.in_dim,
-        "unet_dim": u.dim,
-        "unet_y_dim": 768,
-        "unet_context_dim": u.context_dim,
-        "unet_out_dim": u.out_dim,
-        "unet_dim_mult": u.dim_mult,
-        "unet_num_heads": u.num_heads,
-        "unet_head_dim": u.head_dim,
-        "unet_res_blocks": u.res_blocks,
-        "unet_attn_scales": u.attn_scales,
-        "unet_dropout": u.dropout,
-        "temporal_attention": "True",
-        "num_timesteps": 1000,
-        "mean_type": "eps",
-        "var_type": "fixed_small",
-        "loss_type": "mse",
-    }
-    model_args = {
-        "ckpt_clip": config.text_file,
-        "ckpt_unet": config.unet_file,
-        "ckpt_autoencoder": config.vae_file,
-        "max_frames": config.max_frames,
-        "tiny_gpu": 1,
-    }
-    kind = "latent-text-to-video-synthesis"
-    return {
-        "framework": "pytorch",
-        "task": "text-to-video-synthesis",
-        "model": {"type": kind, "model_args": model_args, "model_cfg": model_cfg},
-        "pipeline": {"type": kind},
-    }
 
 
 def _open_clip_weights() -> dict[str, Tensor]:

@@ -108,7 +108,7 @@ def frame_indices(available: int, frames: int | None, offset: int, stride: int, 
     Raises ValueError when the clip is too short or an argument is out of range.
     """
     check_selection(frames, offset, stride)
-    remedy = "Lower num_frames, offset or stride." if offset else "Lower num_frames or stride."
+    remedy = "Take fewer frames, lower offset or stride." if offset else "Take fewer frames or a lower stride."
     if frames is None:
         if offset >= available:
             raise ValueError(f"{name} has {_count(available)}; offset {offset} is past the end. Lower offset.")

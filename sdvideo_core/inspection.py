@@ -10,26 +10,23 @@ from typing import Any
 from torch import Tensor
 
 from .checkpoint import (
-    CONFIG_NAME,
+    check_parts,
     find_weights,
     load_text_encoder,
     load_unet,
     load_vae,
-    read_config,
     read_state_dict,
-    text_config,
     text_weights,
     unet_weights,
-    vae_config,
     vae_weights,
     what_is,
 )
+from .configuration import CONFIG_NAME, read_config
 
 Report = dict[str, Any]
 
 READERS = {"unet": unet_weights, "vae": vae_weights, "text encoder": text_weights}
 LOADERS = {"unet": load_unet, "vae": load_vae, "text encoder": load_text_encoder}
-SHAPES = {"vae": vae_config, "text encoder": text_config}
 
 
 def inspect(path: Path) -> Report:
@@ -50,19 +47,25 @@ def _inspect_directory(path: Path) -> Report:
     report["unet config"] = asdict(config.unet)
     report["max frames"] = config.max_frames
     names = {"unet": config.unet_file, "vae": config.vae_file, "text encoder": config.text_file}
+    shapes = {}
     for part, name in names.items():
         try:
             file = find_weights(path, name)
             weights = READERS[part](file)
-            LOADERS[part](path, device="meta")
+            shapes[part] = LOADERS[part](path, device="meta").config
         except FileNotFoundError:
             report["missing"].append(name)
         except ValueError as error:
             report["problems"].append(str(error))
         else:
             report[part] = {"file": str(file), **_measure(weights)}
-            if part in SHAPES:
-                report[part]["config"] = asdict(SHAPES[part](weights))
+            if part != "unet":
+                report[part]["config"] = asdict(shapes[part])
+    if len(shapes) == len(names):
+        try:
+            check_parts(shapes["unet"], shapes["vae"], shapes["text encoder"], path)
+        except ValueError as error:
+            report["problems"].append(str(error))
     return report
 
 

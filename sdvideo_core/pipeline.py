@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from .attention import sdpa, xformers_attention
 from .blocks import to_frames, to_video
-from .checkpoint import load_text_encoder, load_unet, load_vae, read_config
+from .checkpoint import check_parts, load_text_encoder, load_unet, load_vae
+from .configuration import read_config
 from .ddim import draw_noise, sample_ddim
 from .frames import check_size, frames_to_video, images_to_frames
 from .guidance import guided_eps
@@ -45,6 +46,7 @@ class SDVideo:
         self.unet = load_unet(model_path, dtype, device)
         self.vae = load_vae(model_path, dtype, device)
         self.text_encoder = load_text_encoder(model_path, dtype, device)
+        check_parts(self.config.unet, self.vae.config, self.text_encoder.config, model_path)
         self.schedule = NoiseSchedule()
 
     def enable_xformers(self, enable: bool = True) -> SDVideo:
@@ -80,7 +82,7 @@ class SDVideo:
         gives the same video; None draws one. bar: show a progress bar.
         """
         num_frames = self._num_frames(num_frames, initial_frames)
-        first_t = self._first_timestep(timesteps, t_start)
+        first_t = self.schedule.timesteps(timesteps, t_start)[0]
         first, fresh = _generators(seed)
         if initial_frames is None:
             if t_start is not None:
@@ -126,13 +128,6 @@ class SDVideo:
                 "use torch.float32 with amp=False, or a lower guidance_scale"
             )
 
-    def _first_timestep(self, timesteps: int, t_start: int | None) -> int:
-        """The noisiest of the last t_start of the schedule's timesteps, or of all of them."""
-        stride = self.schedule.stride(timesteps)
-        if t_start is not None and not 1 <= t_start <= timesteps:
-            raise ValueError(f"t_start={t_start}; with {timesteps} timesteps it must be 1..{timesteps}")
-        return 1 + ((t_start or timesteps) - 1) * stride
-
     def _num_frames(self, num_frames: int | None, initial_frames: Sequence[Image.Image] | None) -> int:
         available = len(initial_frames) if initial_frames is not None else None
         if num_frames is None:
@@ -172,7 +167,9 @@ def _usable(device: str | torch.device) -> torch.device:
 
 def _computes_in_half(device: torch.device) -> bool:
     """CPUs without bfloat16 arithmetic would emulate it, slower than float32."""
-    return device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return device.type != "cpu" or (
+        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
 
 
 def _why_not_xformers(device: torch.device, dtype: torch.dtype) -> str | None:

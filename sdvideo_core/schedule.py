@@ -29,8 +29,13 @@ class NoiseSchedule:
             )
         return self.num_timesteps // num_steps
 
-    def timesteps(self, num_steps: int) -> list[int]:
-        """Exactly `num_steps` timesteps, noisiest first: 1 + k * stride (DDIM's even spacing, offset by 1)."""
+    def timesteps(self, num_steps: int, t_start: int | None = None) -> list[int]:
+        """Exactly `num_steps` timesteps, noisiest first: 1 + k * stride (DDIM's even spacing, offset by 1).
+
+        t_start: only the last t_start of them, 1..num_steps, where sampling starts from a noised video.
+        """
+        if t_start is not None and not 1 <= t_start <= num_steps:
+            raise ValueError(f"t_start={t_start}; with {num_steps} timesteps it must be 1..{num_steps}")
         stride = self.stride(num_steps)
         last = 1 + (num_steps - 1) * stride
         if num_steps > 100 and last < 0.9 * self.num_timesteps:
@@ -39,7 +44,7 @@ class NoiseSchedule:
                 f"use a number of steps that divides {self.num_timesteps}, such as 100, 200 or 250",
                 stacklevel=2,
             )
-        return [1 + k * stride for k in reversed(range(num_steps))]
+        return [1 + k * stride for k in reversed(range(t_start or num_steps))]
 
     def previous(self, timestep: int, num_steps: int) -> int:
         """The timestep after `timestep` in sampling order; below the last one it is index 0, not a clean video."""

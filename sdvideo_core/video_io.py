@@ -26,9 +26,8 @@ ANIMATION_EXTENSIONS = (".gif", ".webp", ".png", ".apng")
 VIDEO_EXTENSIONS = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v")
 
 SLOWEST_FPS = 0.01
-FASTEST_GIF_FPS = 50  # browsers play frames shorter than 20 ms at 10 fps
-FASTEST_WEBP_FPS = 90  # the same, for 10 ms and less
-FASTEST_MP4_FPS = 240
+# Browsers play GIF frames shorter than 20 ms at 10 fps, and WebP frames of 10 ms and less.
+FASTEST_FPS = {".gif": (50, "GIF"), ".webp": (90, "WebP"), ".mp4": (240, "MP4")}
 PALETTE_SAMPLE = 1 << 17  # pixels; more cost seconds and choose no better
 MP4_QUALITY = {"crf": "17", "preset": "medium"}
 # As a filter, for PyAV before 17 converts every video to RGB as if its colours were BT.601.
@@ -78,7 +77,9 @@ def load_sequence(
 def is_sequence(path: Path) -> bool:
     """Whether `load_sequence` would take a path: a folder with pictures, a GIF, an animation or a video."""
     if path.is_dir():
-        return any(file.suffix.lower() in PICTURE_EXTENSIONS for file in path.iterdir())
+        with suppress(PermissionError):
+            return any(file.suffix.lower() in PICTURE_EXTENSIONS for file in path.iterdir())
+        return False
     extension = path.suffix.lower()
     return extension in (".gif", ".apng", *VIDEO_EXTENSIONS) or (extension == ".webp" and path.is_file())
 
@@ -89,7 +90,7 @@ def save_gif(video: Tensor, path: StrPath, fps: float = 8, comment: str | None =
     GIF counts in 10 ms, so delays alternate around 1/fps without drift. `comment` is stored in the file.
     Raises ValueError for a wrong video or an fps outside 0.01..50, OSError if the file cannot be written.
     """
-    _check_fps(fps, FASTEST_GIF_FPS, "GIF")
+    _check_fps(fps, *FASTEST_FPS[".gif"])
     images = video_to_images(video)
     with _whole_file(path) as temporary:
         temporary.write_bytes(b"".join(_gif_blocks(images, fps, comment)))
@@ -101,7 +102,7 @@ def save_webp(video: Tensor, path: StrPath, fps: float = 8) -> None:
     Frames equal to their neighbour become one frame shown for longer, which is how libwebp stores them.
     Raises ValueError for a wrong video or an fps outside 0.01..90, OSError if the file cannot be written.
     """
-    _check_fps(fps, FASTEST_WEBP_FPS, "WebP")
+    _check_fps(fps, *FASTEST_FPS[".webp"])
     first, *others = video_to_images(video)
     delays = _delays(1 + len(others), fps, ticks_per_second=1000)
     with _whole_file(path) as temporary:
@@ -114,7 +115,7 @@ def save_mp4(video: Tensor, path: StrPath, fps: float = 8) -> None:
     H.264 stores colour for 2x2 pixels: an odd width or height grows by one, repeating its last column or row.
     Raises ValueError for a wrong video or an fps outside 0.01..240, OSError if the file cannot be written.
     """
-    _check_fps(fps, FASTEST_MP4_FPS, "MP4")
+    _check_fps(fps, *FASTEST_FPS[".mp4"])
     images = video_to_images(video)
     with _whole_file(path) as temporary:
         _encode_h264(images, temporary, Fraction(fps).limit_denominator(1001))
@@ -128,8 +129,7 @@ def save_pngs(video: Tensor, directory: StrPath) -> None:
     """
     images = video_to_images(video)
     directory = Path(directory).absolute()
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise FileExistsError(f"{directory} exists and is not an empty folder; choose a new or empty one")
+    _check_empty(directory)
     with _whole(directory) as temporary:
         temporary.mkdir()
         for index, image in enumerate(images):
@@ -144,12 +144,30 @@ def save_video(video: Tensor, path: StrPath, fps: float = 8) -> None:
     .gif, .webp and .mp4 make a file; no extension, or a slash at the end, makes a folder of PNG files.
     Raises ValueError for another extension, and what the writer of that format raises.
     """
+    WRITERS[_output_extension(path)](video, path, fps)
+
+
+def check_output(path: StrPath, fps: float = 8) -> None:
+    """Raises what `save_video` would for this path and fps, before there is a video."""
+    extension = _output_extension(path)
+    if extension in FASTEST_FPS:
+        _check_fps(fps, *FASTEST_FPS[extension])
+    else:
+        _check_empty(Path(path).absolute())
+
+
+def _output_extension(path: StrPath) -> str:
     is_folder = os.fspath(path).endswith(("/", os.sep))
     extension = "" if is_folder else Path(path).suffix.lower()
     if extension not in WRITERS:
         known = " ".join(name for name in WRITERS if name)
         raise ValueError(f"cannot write {path}: unknown extension {extension}; use {known} or none for PNGs")
-    WRITERS[extension](video, path, fps)
+    return extension
+
+
+def _check_empty(directory: Path) -> None:
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise FileExistsError(f"{directory} exists and is not an empty folder; choose a new or empty one")
 
 
 WRITERS: dict[str, Callable[[Tensor, StrPath, float], None]] = {

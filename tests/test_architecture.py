@@ -15,12 +15,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 NETWORKS = {"config", "attention", "blocks", "unet", "vae", "text_encoder"}
-FILES = {"key_maps", "checkpoint", "inspection", "lora", "frames", "video_io"}
+FILES = {"configuration", "key_maps", "checkpoint", "inspection", "lora", "frames", "video_io"}
 LIBRARY = NETWORKS | FILES | {"schedule", "guidance", "ddim"}
 
 # What each module or subpackage of sdvideo_core may import of sdvideo_core.
 CORE_ARROWS: dict[str, set[str]] = {
     "config": set(),
+    "configuration": {"config"},
     "layers": set(),
     "attention": {"config"},
     "blocks": {"config", "attention"},
@@ -31,12 +32,12 @@ CORE_ARROWS: dict[str, set[str]] = {
     "guidance": {"unet", "schedule"},
     "ddim": {"guidance", "schedule"},
     "key_maps": {"config"},
-    "checkpoint": {"key_maps"} | NETWORKS - {"blocks"},
-    "inspection": {"checkpoint"},
+    "checkpoint": {"configuration", "key_maps"} | NETWORKS - {"blocks"},
+    "inspection": {"checkpoint", "configuration"},
     "lora": {"config", "key_maps", "checkpoint", "unet"},
     "frames": set(),
     "video_io": {"frames"},
-    "demo": {"checkpoint"} | NETWORKS - {"attention", "blocks"},
+    "demo": {"configuration"} | NETWORKS - {"attention", "blocks"},
     "training": LIBRARY,
     "pipeline": LIBRARY | {"demo"},
     "cli": LIBRARY | {"demo", "training", "pipeline"},

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...sdvideo_core import checkpoint
 from ...sdvideo_core.config import TextConfig
+from ...sdvideo_core.configuration import read_config
 from ...sdvideo_core.vae import AutoencoderKL
 
 # What ComfyUI's autoencoder wants to be told beside the fields of VAEConfig.
@@ -30,9 +31,17 @@ VAE_CONSTANTS = {
 }
 
 
+def check_parts(directory: str | Path) -> None:
+    """Raises unless the UNet, text encoder and autoencoder of a directory fit each other."""
+    config = read_config(directory)
+    text = checkpoint.text_config(checkpoint.text_weights(checkpoint.find_weights(directory, config.text_file)))
+    vae = checkpoint.vae_config(checkpoint.vae_weights(checkpoint.find_weights(directory, config.vae_file)))
+    checkpoint.check_parts(config.unet, vae, text, directory)
+
+
 def load_clip(directory: str | Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """The OpenCLIP text tower of a ModelScope directory, of any size, as a CLIP."""
-    file = checkpoint.find_weights(directory, checkpoint.read_config(directory).text_file)
+    file = checkpoint.find_weights(directory, read_config(directory).text_file)
     weights = checkpoint.text_weights(file)
     config = checkpoint.text_config(weights)
     weights = comfy.utils.clip_text_transformers_convert(weights, "", "")
@@ -94,7 +103,7 @@ def encode_text(clip: comfy.sd.CLIP, text: str) -> list[Any]:
 
 def load_vae(directory: str | Path) -> comfy.sd.VAE:
     """The autoencoder of a ModelScope directory as a VAE."""
-    file = checkpoint.find_weights(directory, checkpoint.read_config(directory).vae_file)
+    file = checkpoint.find_weights(directory, read_config(directory).vae_file)
     weights = checkpoint.vae_weights(file)
     config = checkpoint.vae_config(weights)
     with torch.device("meta"):

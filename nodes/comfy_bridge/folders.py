@@ -9,7 +9,7 @@ from typing import Any
 import folder_paths
 from comfy.cli_args import args
 
-from ...sdvideo_core.checkpoint import CONFIG_NAME
+from ...sdvideo_core.configuration import CONFIG_NAME
 from ...sdvideo_core.video_io import is_sequence
 
 MODEL_FOLDER = "text2video"

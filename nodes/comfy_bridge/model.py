@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ...sdvideo_core import checkpoint
 from ...sdvideo_core.config import UNetConfig
+from ...sdvideo_core.configuration import read_config
 from ...sdvideo_core.unet import UNetSD
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -41,7 +42,10 @@ class ModelScopeModel(comfy.model_base.BaseModel):
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         conds = super().extra_conds(**kwargs)
         if "c_crossattn" in conds:
-            conds["c_crossattn"] = VideoCrossAttn(conds["c_crossattn"].cond)
+            text = conds["c_crossattn"]
+            conds["c_crossattn"] = VideoCrossAttn(text.cond)
+            if "control" in kwargs:  # a ControlNet sees frames, each with its row
+                conds.setdefault("crossattn_controlnet", text)
         return conds
 
 
@@ -69,6 +73,7 @@ class ComfyUNet(UNetSD):
         context: Any,
         control: Any = None,
         transformer_options: Any = None,
+        **_: Any,
     ) -> Tensor:
         """x: frames of one or more videos (B*F, 4, h, w), or videos (B, 4, F, h, w) -> the same shape."""
         options = {} if transformer_options is None else transformer_options
@@ -127,13 +132,13 @@ def _patched(h: Tensor, name: str, options: dict[str, Any]) -> Tensor:
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, transformer_options: dict[str, Any]) -> Tensor:
     attention = comfy.ldm.modules.attention.optimized_attention
-    return attention(q, k, v, heads, transformer_options=transformer_options)
+    return attention(q, k, v, heads, attn_precision=torch.float32, transformer_options=transformer_options)
 
 
 def load_model(directory: str | Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """The UNet of a ModelScope directory as a MODEL; dtype and placement are ComfyUI's choice."""
     management = comfy.model_management
-    config = checkpoint.read_config(directory)
+    config = read_config(directory)
     file = checkpoint.find_weights(directory, config.unet_file)
     weights = checkpoint.unet_weights(file)
     with torch.device("meta"):

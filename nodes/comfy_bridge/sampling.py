@@ -59,29 +59,36 @@ def _sample_ddim(
     def report(index: int, _total: int, x0: Tensor) -> None:
         callback({"i": index, "x": x0, "denoised": x0, "sigma": sigmas[index], "sigma_hat": sigmas[index]})
 
-    generator = torch.Generator().manual_seed(extra_args["seed"] + 1)
+    generator = torch.Generator().manual_seed((extra_args["seed"] + 1) % 2**64)
     x = x / math.sqrt(1 + sigmas[0].item() ** 2)  # ComfyUI's variance is 1 + sigma**2, core's is 1
     t_start = len(sigmas) - 1
     x = sample_ddim(eps_model, x, schedule, t_start=t_start, generator=generator, callback=report, **options)
     mask = extra_args.get("denoise_mask")
-    return x if mask is None else x * mask + model.latent_image * (1 - mask)
+    return x if mask is None else torch.where(mask > 0, x, model.latent_image)  # the model call blended the rest
 
 
 def sample_latent(
     model: Any, positive: Any, negative: Any, latent: dict[str, Any], settings: DDIMSettings
 ) -> dict[str, Any]:
     """Runs DDIM on a LATENT with ComfyUI's progress, previews, masks and interrupts."""
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-    t_start = round(settings.steps * settings.denoise)
+    if settings.denoise == 0:
+        return latent
+    ratio = latent.get("downscale_ratio_spacial")
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], ratio)
+    from_noise = not torch.count_nonzero(samples)
+    if from_noise and settings.denoise < 1:
+        raise ValueError(
+            f"denoise={settings.denoise} keeps part of the latent, but the latent is empty; "
+            "set denoise to 1, or connect frames to start from"
+        )
+    t_start = max(1, round(settings.steps * settings.denoise))
     schedule = NoiseSchedule()
-    visited = schedule.timesteps(settings.steps)[settings.steps - t_start :]
-    sigmas = torch.tensor([schedule.sigma(t) for t in [*visited, 0]]) if visited else torch.empty(0)
-    sampler = DDIM(settings.steps, settings.eta, from_noise=not torch.count_nonzero(samples))
+    sigmas = torch.tensor([schedule.sigma(t) for t in [*schedule.timesteps(settings.steps, t_start), 0]])
     samples = comfy.sample.sample_custom(
         model,
         comfy.sample.prepare_noise(samples, settings.seed, latent.get("batch_index")),
         settings.cfg,
-        sampler,
+        DDIM(settings.steps, settings.eta, from_noise),
         sigmas,
         positive,
         negative,
@@ -91,4 +98,5 @@ def sample_latent(
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=settings.seed,
     )
+    latent = {key: value for key, value in latent.items() if key != "downscale_ratio_spacial"}
     return latent | {"samples": samples}

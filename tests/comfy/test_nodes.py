@@ -215,7 +215,7 @@ BAD_INPUTS = {
     ),
     "more frames than there are": (
         frames_from("example_frames", num_frames=6, stride=4),
-        r"\(node frames\) failed: ValueError: example_frames has 16 frames; 6 frames .*need 21\. Lower num_frames",
+        r"\(node frames\) failed: ValueError: example_frames has 16 frames; 6 frames .*need 21\. Take fewer frames",
     ),
     "picture that cannot be read": (
         frames_from("unreadable"),

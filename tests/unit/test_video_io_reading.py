@@ -148,7 +148,7 @@ def test_a_short_sequence_is_refused_in_one_line(tmp_path, name):
     with pytest.raises(ValueError) as caught:
         load_sequence(tmp_path / name)
     assert str(caught.value) == (
-        f"{name} has 9 frames; 16 frames from offset 0 with stride 1 need 16. Lower num_frames or stride."
+        f"{name} has 9 frames; 16 frames from offset 0 with stride 1 need 16. Take fewer frames or a lower stride."
     )
     with pytest.raises(ValueError, match="9 frames; offset 9 is past the end"):
         load_sequence(tmp_path / name, frames=None, offset=9)
