@@ -274,15 +274,15 @@ def test_frame_indices_without_a_count_take_all():
     [
         (
             (9, 16, 0, 1),
-            "clip.gif has 9 frames; 16 frames from offset 0 with stride 1 need 16. Take fewer frames or a lower stride.",
+            "clip.gif has 9 frames; 16 frames from offset 0 with stride 1 need 16. Take fewer frames or a lower stride.",  # noqa: E501
         ),
         (
             (9, 4, 2, 3),
-            "clip.gif has 9 frames; 4 frames from offset 2 with stride 3 need 12. Take fewer frames, lower offset or stride.",
+            "clip.gif has 9 frames; 4 frames from offset 2 with stride 3 need 12. Take fewer frames, lower offset or stride.",  # noqa: E501
         ),
         (
             (1, 1, 1, 1),
-            "clip.gif has 1 frame; 1 frame from offset 1 with stride 1 need 2. Take fewer frames, lower offset or stride.",
+            "clip.gif has 1 frame; 1 frame from offset 1 with stride 1 need 2. Take fewer frames, lower offset or stride.",  # noqa: E501
         ),
         ((9, None, 9, 1), "clip.gif has 9 frames; offset 9 is past the end. Lower offset."),
     ],
