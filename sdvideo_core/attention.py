@@ -96,7 +96,12 @@ class FeedForward(nn.Module):
         parts = tokens.split(max(1, CPU_PART // (8 * x.shape[-1])))
         if x.device.type != "cpu" or torch.is_grad_enabled() or len(parts) == 1:
             return self.net(x)
-        return torch.cat([self.net(part) for part in parts]).view(x.shape)
+        first = self.net(parts[0])
+        out = first.new_empty(tokens.shape)
+        out[: len(first)] = first
+        for part, target in zip(parts[1:], out[len(first) :].split(len(first)), strict=True):
+            target.copy_(self.net(part))
+        return out.view(x.shape)
 
 
 class TransformerBlock(nn.Module):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import Conv3d, GroupNorm, LayerNorm, Linear
+from torch.nn import GroupNorm, LayerNorm, Linear
 
 __all__ = ["Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "Linear"]
 
 # Up to this many pixels a convolution on a CPU spends more time on rearranging its weights than on products:
 # 1.4 to 4 times as much in float32, 1.4 to 6 in bfloat16 (1280 and 2560 channels, 8x8 and 4x4 pixels).
 FEW_PIXELS = 64
+FEW_PIXELS_OF_VIDEO = 16  # the same for convolutions along time
 
 
 class Conv2d(nn.Conv2d):
@@ -21,6 +22,16 @@ class Conv2d(nn.Conv2d):
         if few and input.device.type == "cpu":
             return product_conv(input, self.weight, self.bias)
         return super().forward(input)
+
+
+class Conv3d(nn.Conv3d):
+    """torch.nn.Conv3d of kernel (k, 1, 1), computed like Conv2d over frames and pixels where there are few."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        height, width = input.shape[3:]
+        if height * width > FEW_PIXELS_OF_VIDEO or input.device.type != "cpu":
+            return super().forward(input)
+        return product_conv(input.flatten(3), self.weight[..., 0], self.bias).unflatten(3, (height, width))
 
 
 def product_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -18,6 +18,15 @@ def test_conv2d_equals_torch(size, kernel):
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 3), (5, 5)])
+def test_conv3d_equals_torch(size):
+    torch.manual_seed(0)
+    theirs, ours = (m.Conv3d(5, 6, (3, 1, 1), padding=(1, 0, 0), dtype=torch.float64) for m in (nn, layers))
+    ours.load_state_dict(theirs.state_dict())
+    video = torch.randn(2, 5, 7, *size, dtype=torch.float64).contiguous(memory_format=torch.channels_last_3d)
+    torch.testing.assert_close(ours(video), theirs(video), rtol=1e-12, atol=1e-12)
+
+
 def test_conv2d_has_the_gradients_of_torch():
     torch.manual_seed(0)
     layer = layers.Conv2d(3, 4, 3, padding=1, dtype=torch.float64)

@@ -66,7 +66,8 @@ def test_activations_stay_in_channels_last(unet_float32, inputs):
 
 @torch.no_grad()
 def test_no_activation_is_copied_but_the_input_and_the_embedded_timesteps(unet_float32, inputs, monkeypatch):
-    monkeypatch.setattr(layers, "FEW_PIXELS", 0)  # gathering patches is a copy, for another end
+    for limit in ("FEW_PIXELS", "FEW_PIXELS_OF_VIDEO"):
+        monkeypatch.setattr(layers, limit, 0)  # gathering patches is a copy, for another end
     with CopyRecorder() as recorder:
         unet_float32(*inputs)
     x, timesteps, _ = inputs
