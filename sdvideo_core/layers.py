@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import GroupNorm, LayerNorm, Linear
@@ -11,16 +12,20 @@ __all__ = ["Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "Linear"]
 # Up to this many pixels a convolution on a CPU spends more time on rearranging its weights than on products:
 # 1.4 to 4 times as much in float32, 1.4 to 6 in bfloat16 (1280 and 2560 channels, 8x8 and 4x4 pixels).
 FEW_PIXELS = 64
+MANY_CHANNELS = 1280  # from here on float32 kernels for channels_last lose more than two conversions cost
 FEW_PIXELS_OF_VIDEO = 16  # the same for convolutions along time
 
 
 class Conv2d(nn.Conv2d):
-    """torch.nn.Conv2d; a small picture on a CPU is one matrix product on the weights as they lie."""
+    """torch.nn.Conv2d; on a CPU, a small picture is one matrix product on the weights as they lie."""
 
     def forward(self, input: Tensor) -> Tensor:
-        few = input.shape[2] * input.shape[3] <= FEW_PIXELS and self.stride == (1, 1)
-        if few and input.device.type == "cpu":
+        if input.device.type != "cpu" or self.stride != (1, 1):
+            return super().forward(input)
+        if input.shape[2] * input.shape[3] <= FEW_PIXELS:
             return product_conv(input, self.weight, self.bias)
+        if self.in_channels >= MANY_CHANNELS and input.dtype is torch.float32:
+            return super().forward(input.contiguous()).contiguous(memory_format=torch.channels_last)
         return super().forward(input)
 
 

@@ -18,6 +18,16 @@ def test_conv2d_equals_torch(size, kernel):
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
 
 
+def test_conv2d_of_many_channels_equals_torch(monkeypatch):
+    monkeypatch.setattr(layers, "MANY_CHANNELS", 5)
+    torch.manual_seed(0)
+    theirs, ours = (m.Conv2d(5, 6, 3, padding=1) for m in (nn, layers))
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(3, 5, 9, 9).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
+    assert ours(x).is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 3), (5, 5)])
 def test_conv3d_equals_torch(size):
     torch.manual_seed(0)
