@@ -9,8 +9,7 @@ from torch.nn import GroupNorm, LayerNorm, Linear
 
 __all__ = ["Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "Linear"]
 
-# Up to this many pixels a convolution on a CPU spends more time on rearranging its weights than on products:
-# 1.4 to 4 times as much in float32, 1.4 to 6 in bfloat16 (1280 and 2560 channels, 8x8 and 4x4 pixels).
+# Up to this many pixels a convolution on a CPU spends more time on rearranging its weights than on products.
 FEW_PIXELS = 64
 MANY_CHANNELS = 1280  # from here on float32 kernels for channels_last lose more than two conversions cost
 FEW_PIXELS_OF_VIDEO = 16  # the same for convolutions along time
