@@ -33,7 +33,7 @@ from torch import Tensor  # noqa: E402
 from sdvideo_core import SDVideo  # noqa: E402
 from sdvideo_core.config import ModelConfig, TextConfig, UNetConfig, VAEConfig  # noqa: E402
 from sdvideo_core.configuration import configuration  # noqa: E402
-from sdvideo_core.demo import make_demo_model  # noqa: E402
+from sdvideo_core.demo.untrained import make_demo_model  # noqa: E402
 from sdvideo_core.unet import UNetSD  # noqa: E402
 from sdvideo_core.vae import AutoencoderKL  # noqa: E402
 

@@ -16,6 +16,8 @@ KeyValue = tuple[Tensor, Tensor]
 # CUDA attention kernels put heads on a grid axis of 16 bits.
 MAX_HEADS = 2**16 - 1
 
+SHORT = 256  # tokens
+
 # Elements of the widest activation at a time: larger ones are returned to the system and cleared anew at every layer.
 CPU_PART = 2**22
 
@@ -24,6 +26,15 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Scaled dot-product attention by torch (Vaswani et al. 2017, eq. 1); heads are split and joined by views."""
     q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, heads, N, dim)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def products(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """The same as two matrix products where sequences are short: on a CPU its gradients then cost far less."""
+    if max(q.shape[1], k.shape[1]) > SHORT:
+        return sdpa(q, k, v, heads)
+    q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, heads, N, dim)
+    weights = (q * q.shape[3] ** -0.5 @ k.transpose(2, 3)).softmax(3)
+    return (weights @ v).transpose(1, 2).flatten(2)
 
 
 def xformers_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Command line: sdvideo txt2vid | vid2vid | info | demo."""
+"""Command line: sdvideo txt2vid | vid2vid | train | cache | info | demo."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import argparse
 import json
 import random
 import re
+import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from . import cli_training
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,11 +21,13 @@ if TYPE_CHECKING:
 
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")  # torch raises a mere RuntimeError on a CPU
 DTYPES = ("float32", "float16", "bfloat16")
+DEMO_SIZE, DEMO_GUIDANCE_SCALE = 96, 6.0  # what the demo model was trained at, and what follows prompts best
 EXAMPLES = """examples:
   sdvideo demo
   sdvideo info models/zeroscope_v2_576w
   sdvideo txt2vid models/modelscope "a panda eating bamboo on a rock" --seed 1 --output panda.gif
   sdvideo txt2vid models/zeroscope_v2_576w "a sailing boat" --size 576x320 --frames 24 --output boat.mp4
+  sdvideo train --model models/modelscope --data clips --out output --lora-rank 16 --steps 500
   sdvideo vid2vid models/modelscope "very wrinkly and old" --input face.gif --strength 0.7 --output old.gif
 """
 
@@ -57,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_txt2vid(commands)
     _add_vid2vid(commands)
+    cli_training.add_commands(commands, _command, _size)
     _add_info(commands)
     _add_demo(commands)
     return parser
@@ -106,10 +111,13 @@ def _add_info(commands: Any) -> None:
 
 
 def _add_demo(commands: Any) -> None:
-    parser = _command(commands, demo, "make a video with a tiny model of random weights, to try the machinery")
-    parser.add_argument("prompt", nargs="?", default="a red circle moving left", help="what the video shows")
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps")
-    parser.add_argument("--save-model", metavar="DIR", help="keep the model in DIR, to try the other commands with it")
+    parser = _command(commands, demo, "make a video of a moving shape with the small model that comes with SDVideo")
+    shapes = "a circle, square, triangle or star of one of eight colours, moving, growing, shrinking, turning or still"
+    parser.add_argument("prompt", nargs="?", default="a red circle moving left", help=shapes)
+    parser.add_argument("--steps", type=int, default=25, help="denoising steps, 1..999")
+    parser.add_argument("--cfg", type=float, default=DEMO_GUIDANCE_SCALE, help="guidance scale")
+    parser.add_argument("--zoom", type=int, default=3, help="1..8: enlarge the model's 96x96 pixels")
+    parser.add_argument("--save-model", metavar="DIR", help="copy the model to DIR, to try the other commands with it")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same video")
     _add_output(parser, "demo.gif")
 
@@ -161,15 +169,28 @@ def vid2vid(args: argparse.Namespace) -> None:
 
 
 def demo(args: argparse.Namespace) -> None:
-    from .demo import make_demo_model
+    from torch.nn.functional import interpolate
+
+    from .demo import demo_model
     from .pipeline import SDVideo
 
     _check_output(args)
-    with tempfile.TemporaryDirectory() as directory:
-        model = SDVideo(make_demo_model(args.save_model or directory), amp=False)
-        video = model(args.prompt, timesteps=args.steps, image_size=(128, 128), seed=args.seed, bar=True)
-    _save(video, args, args.seed)
-    sys.stderr.write("It is coloured noise, as the demo model's weights are random.\n")
+    if not 1 <= args.zoom <= 8:
+        raise ValueError(f"--zoom {args.zoom}; it must be 1..8")
+    directory = demo_model()
+    if args.save_model:
+        shutil.copytree(directory, args.save_model, dirs_exist_ok=True)
+    model = SDVideo(directory, amp=False)
+    video = model(
+        args.prompt,
+        guidance_scale=args.cfg,
+        timesteps=args.steps,
+        image_size=(DEMO_SIZE, DEMO_SIZE),
+        seed=args.seed,
+        bar=True,
+    )
+    frames = interpolate(video[0].transpose(0, 1), scale_factor=args.zoom, mode="bicubic").clamp(0, 1)
+    _save(frames.transpose(0, 1)[None], args, args.seed)
 
 
 def info(args: argparse.Namespace) -> int:

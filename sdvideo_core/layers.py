@@ -19,7 +19,8 @@ class Conv2d(nn.Conv2d):
     """torch.nn.Conv2d; on a CPU, a small picture is one matrix product on the weights as they lie."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.device.type != "cpu" or self.stride != (1, 1):
+        # Gradients of a product over patches cost more than the convolution's own.
+        if input.device.type != "cpu" or self.stride != (1, 1) or torch.is_grad_enabled():
             return super().forward(input)
         if input.shape[2] * input.shape[3] <= FEW_PIXELS:
             return product_conv(input, self.weight, self.bias)
@@ -33,7 +34,7 @@ class Conv3d(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         height, width = input.shape[3:]
-        if height * width > FEW_PIXELS_OF_VIDEO or input.device.type != "cpu":
+        if height * width > FEW_PIXELS_OF_VIDEO or input.device.type != "cpu" or torch.is_grad_enabled():
             return super().forward(input)
         return product_conv(input.flatten(3), self.weight[..., 0], self.bias).unflatten(3, (height, width))
 

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from . import layers
 from .attention import AttentionFunction, TransformerBlock, sdpa
@@ -60,6 +61,7 @@ class UNetSD(nn.Module):
         super().__init__()
         self.config = config
         self.attention = attention
+        self.gradient_checkpointing = False  # compute each stage again for its gradients, to hold less in memory
         make = _Maker(config, operations, {"dtype": dtype, "device": device})
         widths = [config.dim * mult for mult in config.dim_mult]
         self.time_embed = make.time_embed()
@@ -84,13 +86,18 @@ class UNetSD(nn.Module):
         """The network itself on frames (B*F, in_dim, h, w) in channels_last -> (B*F, out_dim, h, w)."""
         skips = []
         for stage in self.input_blocks:
-            h = stage(h, cond)
+            h = self._call(stage, h, cond)
             skips.append(h)
-        h = self.middle_block(h, cond)
+        h = self._call(self.middle_block, h, cond)
         for stage in self.output_blocks:
             h = torch.cat([h, skips.pop()], dim=1)
-            h = stage(h, cond, skips[-1].shape[2:] if skips else (0, 0))
+            h = self._call(stage, h, cond, skips[-1].shape[2:] if skips else (0, 0))
         return self.out(h)
+
+    def _call(self, stage: nn.Module, *inputs: Any) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(stage, *inputs, use_reentrant=False)
+        return stage(*inputs)
 
     def condition(
         self,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sdvideo_core import SDVideo
-from sdvideo_core.demo import make_demo_model
+from sdvideo_core.demo.untrained import make_demo_model
 
 
 @pytest.fixture(scope="session")

@@ -37,10 +37,11 @@ CORE_ARROWS: dict[str, set[str]] = {
     "lora": {"config", "key_maps", "checkpoint", "unet"},
     "frames": set(),
     "video_io": {"frames"},
-    "demo": {"configuration"} | NETWORKS - {"attention", "blocks"},
     "training": LIBRARY,
-    "pipeline": LIBRARY | {"demo"},
-    "cli": LIBRARY | {"demo", "training", "pipeline"},
+    "pipeline": LIBRARY,
+    "demo": LIBRARY | {"training", "pipeline"},
+    "cli_training": LIBRARY | {"training", "pipeline"},
+    "cli": LIBRARY | {"demo", "training", "pipeline", "cli_training"},
     "__main__": {"cli"},
     "__init__": LIBRARY | {"demo", "training", "pipeline"},
 }
@@ -51,7 +52,7 @@ COMFYUI = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview
 NETWORK = {"ftplib", "http", "smtplib", "socket", "socketserver", "ssl", "urllib", "xmlrpc"}
 STANDARD_LIBRARY = sys.stdlib_module_names - NETWORK
 IMPORT_NAMES = {"open_clip_torch": "open_clip", "Pillow": "PIL"}  # where not the distribution's own
-OPTIONAL = {"xformers"}
+OPTIONAL = {"xformers", "bitsandbytes"}
 
 PACK = ("__init__.py", "sdvideo_core", "nodes")
 ALL = (*PACK, "web", "tests", "benchmarks")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdvideo_core.checkpoint import load_text_encoder, load_unet, load_vae, read_config, vae_weights
 from sdvideo_core.config import ModelConfig, UNetConfig
-from sdvideo_core.demo import DEMO_TEXT, DEMO_UNET, DEMO_VAE
+from sdvideo_core.demo.untrained import DEMO_TEXT, DEMO_UNET, DEMO_VAE
 
 UNET, VAE, TEXT = ModelConfig.unet_file, ModelConfig.vae_file, ModelConfig.text_file
 LOADERS = {UNET: load_unet, VAE: load_vae, TEXT: load_text_encoder}

@@ -9,7 +9,7 @@ import torch
 
 from sdvideo_core.checkpoint import CheckpointError
 from sdvideo_core.config import ModelConfig
-from sdvideo_core.demo import make_demo_model
+from sdvideo_core.demo.untrained import make_demo_model
 from sdvideo_core.inspection import describe, inspect
 
 UNET, VAE, TEXT = ModelConfig.unet_file, ModelConfig.vae_file, ModelConfig.text_file

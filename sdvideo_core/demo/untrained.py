@@ -9,10 +9,10 @@ import torch
 from open_clip.transformer import TextTransformer
 from torch import Tensor
 
-from .config import ModelConfig, TextConfig, UNetConfig, VAEConfig
-from .configuration import CONFIG_NAME, configuration
-from .unet import UNetSD
-from .vae import AutoencoderKL
+from ..config import ModelConfig, TextConfig, UNetConfig, VAEConfig
+from ..configuration import CONFIG_NAME, configuration
+from ..unet import UNetSD
+from ..vae import AutoencoderKL
 
 DEMO_UNET = UNetConfig(
     dim=32, context_dim=64, dim_mult=(1, 2), num_heads=2, head_dim=16, res_blocks=1, attn_scales=(1.0, 0.5)

@@ -5,7 +5,7 @@ import torch
 
 from sdvideo_core.checkpoint import read_config
 from sdvideo_core.config import ModelConfig
-from sdvideo_core.demo import DEMO_UNET, make_demo_model
+from sdvideo_core.demo.untrained import DEMO_UNET, make_demo_model
 
 FILES = (ModelConfig.unet_file, ModelConfig.vae_file, ModelConfig.text_file)
 

@@ -1,0 +1,156 @@
+"""Command line for training: sdvideo train | cache."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader, Dataset
+
+    from .pipeline import SDVideo
+
+DTYPES = ("float32", "float16", "bfloat16")
+# Options that are arguments of SDVideoTrainer by the same name.
+# fmt: off
+TRAINER_OPTIONS = (
+    "seed", "epochs", "gradient_accumulation", "lora_rank", "train_only", "lr", "scale_lr", "lr_delay", "lr_warmup",
+    "lr_decay", "lr_min", "weight_decay", "max_grad_norm", "adam8bit", "mixed_precision", "gradient_checkpointing",
+    "xformers", "compile", "ema", "unconditional_ratio", "noise_offset", "min_snr_gamma", "start_noise", "log_with",
+)
+# fmt: on
+
+Command = Callable[[Any, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
+
+
+def add_commands(commands: Any, command: Command, size: Callable[[str], tuple[int, int]]) -> None:
+    _add_train(command(commands, train, "train a model, or a LoRA for it, on clips with captions"), size)
+    _add_cache(command(commands, cache, "encode clips and captions once, to train from the result"), size)
+
+
+def _add_data(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, int]], data: str) -> None:
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="directory with configuration.json and the weights"
+    )
+    parser.add_argument("--data", required=True, metavar="DIR", help=data)
+    parser.add_argument("--frames", type=int, default=16, help="frames of each clip; shorter clips play back and forth")
+    parser.add_argument("--stride", type=int, default=1, help="take every n-th frame")
+    parser.add_argument("--size", type=size, default="256x256", help="WIDTHxHEIGHT clips are scaled and cropped to")
+    parser.add_argument("--skip-bad", action="store_true", help="leave clips out that cannot be used, and count them")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights; half only with --lora-rank")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:1; auto: cuda if there is one")
+
+
+def _add_train(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, int]]) -> None:
+    _add_data(parser, size, "0001.gif + 0001.txt, videos + texts, frames/ID + text/ID.txt, or what `cache` wrote")
+    add = parser.add_argument
+    add("--out", required=True, metavar="DIR", help="where weights, states, samples and the loss plot go")
+    add("--name", default="vid", help="of the run: DIR/<name>_unet.safetensors, or _lora.safetensors")
+    add("--steps", type=int, default=None, help="optimizer steps in all; default: --epochs times through the data")
+    add("--epochs", type=int, default=1, help="times through the data, without --steps")
+    add("--save-every", type=int, default=1000, metavar="STEPS", help="write the weights and a state to go on from")
+    add("--resume", action="store_true", help="go on from the newest state of the run, if there is one")
+    add("--seed", type=int, default=0, help="the same seed, data and options train the same weights")
+    add("--batch-size", type=int, default=1, help="clips in one pass")
+    add("--gradient-accumulation", type=int, default=1, metavar="N", help="passes of one step")
+    add("--lora-rank", type=int, default=None, metavar="RANK", help="train a LoRA; default: the weights themselves")
+    add("--train-only", default="all", choices=("all", "temporal"), help="all layers, or those that mix frames")
+    add("--lr", type=float, default=1e-4, help="learning rate")
+    add("--scale-lr", action="store_true", help="multiply --lr by the clips of one step")
+    add("--lr-delay", type=int, default=0, metavar="STEPS", help="first steps, at --lr-min")
+    add("--lr-warmup", type=int, default=0, metavar="STEPS", help="then steps of rising to --lr")
+    add("--lr-decay", type=int, default=0, metavar="STEPS", help="last steps, falling to --lr-min")
+    add("--lr-min", type=float, default=0.0, help="lowest learning rate")
+    add("--weight-decay", type=float, default=0.01, help="AdamW's")
+    add("--max-grad-norm", type=float, default=1.0, help="longer gradients are cut to this")
+    add("--adam8bit", action="store_true", help="bitsandbytes' AdamW, a quarter of the optimizer's memory; on CUDA")
+    add("--mixed-precision", default="no", choices=("no", "bf16", "fp16"), help="of the network's computations")
+    add("--gradient-checkpointing", action="store_true", help="less memory for about a third more time")
+    add("--xformers", action="store_true", help="use xformers' attention; on CUDA")
+    add("--compile", action="store_true", help="torch.compile: minutes to begin with, then faster")
+    add("--ema", type=float, default=None, metavar="0..1", help="save a running average; share kept, such as 0.999")
+    add("--unconditional-ratio", type=float, default=0.1, metavar="0..1", help="captions replaced by an empty one")
+    add("--noise-offset", type=float, default=0.0, help="0..0.2: for darker and brighter videos")
+    add("--min-snr-gamma", type=float, default=None, help="weigh timesteps by min-SNR; 5 is usual")
+    add("--start-noise", type=float, default=0.0, metavar="0..1", help="share of samples that start from pure noise")
+    add("--sample-every", type=int, default=None, metavar="STEPS", help="write a GIF of each --sample-prompt")
+    add("--sample-prompt", action="append", default=[], metavar="PROMPT", help="may be given several times")
+    add("--log-with", default=None, help="tensorboard, or another tracker of accelerate")
+    add("--log-every", type=int, default=10, metavar="STEPS", help="show and log the loss")
+    add("--workers", type=int, default=0, help="processes that read clips")
+
+
+def _add_cache(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, int]]) -> None:
+    _add_data(parser, size, "0001.gif + 0001.txt, videos + texts, or frames/ID + text/ID.txt")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for the encoded clips; what is there is kept"
+    )
+
+
+def train(args: argparse.Namespace) -> None:
+    from .training import SDVideoTrainer
+
+    is_cache = _is_cache(args.data)
+    loader = _loader(args, is_cache)
+    model = _load(args)
+    trainer = SDVideoTrainer(
+        model,
+        loader,
+        args.out,
+        load_state=args.resume,
+        preencoded_img=is_cache,
+        preencoded_txt=is_cache,
+        **{name: getattr(args, name) for name in TRAINER_OPTIONS},
+    )
+    file = trainer.train(args.name, args.log_every, args.save_every, args.steps, args.sample_every, args.sample_prompt)
+    sys.stderr.write(f"Wrote {file}\n")
+
+
+def cache(args: argparse.Namespace) -> None:
+    from .training import encode_dataset
+
+    dataset = _dataset(args)
+    encode_dataset(_load(args), dataset, args.out, args.frames, args.size, stride=args.stride, bar=True)
+    sys.stderr.write(f"Wrote {args.out}: {len(dataset)} clips of {args.frames} frames\n")
+
+
+def _is_cache(directory: str) -> bool:
+    from .training.cache import INDEX_NAME
+
+    return (Path(directory) / INDEX_NAME).is_file()
+
+
+def _loader(args: argparse.Namespace, is_cache: bool) -> DataLoader[Any]:
+    from torch.utils.data import DataLoader
+
+    from .training import CachedDataset, collate_cached, collate_fn
+
+    dataset: Dataset[Any] = CachedDataset(args.data) if is_cache else _dataset(args)
+    collate = collate_cached if is_cache else partial(collate_fn, **_clip_options(args))
+    return DataLoader(dataset, args.batch_size, shuffle=True, num_workers=args.workers, collate_fn=collate)
+
+
+def _dataset(args: argparse.Namespace) -> Any:
+    from .training import open_dataset
+
+    return open_dataset(args.data, args.skip_bad, max_frames=(args.frames - 1) * args.stride + 1)
+
+
+def _clip_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {"num_frames": args.frames, "image_size": args.size, "stride": args.stride}
+
+
+def _load(args: argparse.Namespace) -> SDVideo:
+    import torch
+
+    from .pipeline import SDVideo
+
+    device = args.device
+    if device == "auto":  # each process that `accelerate launch` starts has its own
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    return SDVideo(args.model, device, getattr(torch, args.dtype), amp=False)

@@ -1,0 +1,126 @@
+"""Demo autoencoder: a small KL-f8 VAE, trained on frames of moving shapes in minutes on a CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..config import VAEConfig
+from ..vae import LATENT_SCALE, AttnBlock, AutoencoderKL, ResnetBlock
+from .clips import draw_frame, scenes
+
+CONFIG = VAEConfig(ch=64, ch_mult=(1, 1, 1, 1), num_res_blocks=1)
+
+# Standard deviation of the scaled latents. Frames of flat colour are so redundant that at 1 the noisiest timestep still
+# shows them; halving the signal moves the schedule to where there is something to learn (Hoogeboom et al. 2023).
+LATENT_STD = 0.5
+KL_WEIGHT = 1e-5
+
+Log = Callable[[int, int, float], object]  # (step, number of steps, loss)
+
+
+def frame_batches(rng: np.random.Generator, batch_size: int, crop: int) -> Iterator[Tensor]:
+    """Endless batches (N, 3, crop, crop) in -1..1 of random parts of random frames."""
+    every = scenes()
+    while True:
+        frames = np.stack([draw_frame(every[rng.integers(len(every))], rng) for _ in range(batch_size)])
+        y, x = rng.integers(0, frames.shape[1] - crop + 1, 2)
+        frames = frames[:, y : y + crop, x : x + crop]
+        yield torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def initialise(vae: AutoencoderKL, generator: torch.Generator | None = None) -> None:
+    """Starts from a network that passes colours through: with torch's gains residual blocks drown them."""
+    for module in vae.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear", generator=generator)
+            nn.init.zeros_(module.bias)
+    for module in vae.modules():
+        if isinstance(module, ResnetBlock):
+            nn.init.zeros_(module.conv2.weight)
+        if isinstance(module, AttnBlock):
+            nn.init.zeros_(module.proj_out.weight)
+    nn.init.constant_(
+        vae.quant_conv.state_dict()["bias"][vae.config.z_channels :], -5.0
+    )  # log-variance: little noise to begin with
+
+
+class ReconstructionLoss(nn.Module):
+    """What the autoencoder is trained on: L1, L2, L1 of edges, and a little KL (Kingma & Welling 2014)."""
+
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, frames: Tensor, noise: Tensor) -> Tensor:
+        """frames (N, 3, H, W) in -1..1, noise (N, 4, H/8, W/8) of unit variance."""
+        moments = self.vae.quant_conv(self.vae.encoder(frames)).float()
+        mean, logvar = moments.chunk(2, dim=1)
+        logvar = logvar.clamp(-20, 10)
+        z = mean + noise * (0.5 * logvar).exp()
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        return difference(self.vae.decoder(self.vae.post_quant_conv(z)).float(), frames) + KL_WEIGHT * kl
+
+
+def difference(out: Tensor, frames: Tensor) -> Tensor:
+    error = out - frames
+    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+    return error.abs().mean() + (error**2).mean() + 0.5 * edges
+
+
+def fit(
+    loss: nn.Module,
+    parameters: list[nn.Parameter],
+    batches: Iterator[Tensor],
+    steps: int,
+    lr: float,
+    generator: torch.Generator,
+    compiled: bool = False,
+    log: Log | None = None,
+) -> None:
+    """Minimises `loss` over `parameters`, which end as their running average."""
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=1e-3)
+    average = AveragedModel(nn.ParameterList(parameters), multi_avg_fn=get_ema_multi_avg_fn(0.99))
+    run = torch.compile(loss, dynamic=False) if compiled else loss
+    for step in range(steps):
+        frames = next(batches)
+        frames = frames.to(parameters[0].device)
+        noise = torch.randn(len(frames), 4, frames.shape[2] // 8, frames.shape[3] // 8, generator=generator)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        with torch.autocast(frames.device.type, torch.bfloat16):
+            value = run(frames, noise.to(frames.device))
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update_parameters(nn.ParameterList(parameters))
+        if log:
+            log(step, steps, value.item())
+    with torch.no_grad():
+        for parameter, averaged in zip(parameters, average.module, strict=True):
+            parameter.copy_(averaged)
+
+
+@torch.no_grad()
+def whiten(vae: AutoencoderKL, frames: Tensor) -> None:
+    """Gives latents LATENT_STD in all directions, by a matrix in quant_conv and its inverse in post_quant_conv."""
+    z_channels = vae.config.z_channels
+    latents = vae.encode(frames).transpose(0, 1).flatten(1).double() / LATENT_SCALE  # (4, N*h*w)
+    mean = latents.mean(1)
+    values, vectors = torch.linalg.eigh(latents.cov())
+    scale = LATENT_STD / LATENT_SCALE
+    matrix = vectors @ torch.diag(values.rsqrt()) @ vectors.T * scale
+    into, out_of = vae.quant_conv.state_dict(), vae.post_quant_conv.state_dict()  # the layers' own memory
+    weight, bias = into["weight"][:z_channels, :, 0, 0], into["bias"][:z_channels]
+    weight.copy_(matrix @ weight.double())
+    bias.copy_(matrix @ (bias.double() - mean))
+    weight, bias = out_of["weight"][:, :, 0, 0], out_of["bias"]
+    bias.add_((weight.double() @ mean).float())
+    weight.copy_(weight.double() @ matrix.inverse())

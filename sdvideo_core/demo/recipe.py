@@ -1,0 +1,203 @@
+"""Recipe: makes the demo model from nothing, stage by stage; a stage that is done is not done again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ..blocks import ResBlock, SpatialTransformer, TemporalConv, TemporalTransformer
+from ..config import ModelConfig, UNetConfig
+from ..configuration import CONFIG_NAME, configuration
+from ..pipeline import SDVideo
+from ..text_encoder import TextEncoder
+from ..training import SDVideoTrainer
+from ..unet import UNetSD
+from ..vae import AutoencoderKL
+from . import autoencoder, text
+from .clips import NUM_FRAMES, SIZE
+from .dataset import LatentClips, collate_latents, encode_clips
+
+CONFIG = ModelConfig(
+    unet=UNetConfig(
+        dim=64, context_dim=64, dim_mult=(1, 2), num_heads=2, head_dim=32, res_blocks=1, attn_scales=(0.5,), dropout=0.0
+    ),
+    max_frames=NUM_FRAMES,
+)
+CROP = 48  # pixels; parts of frames teach the autoencoder most of what whole ones do, in a quarter of the time
+DRAWS = 3  # clips of every scene
+SEED = 0
+SAVE_EVERY = 250  # steps of the UNet
+
+Weights = dict[str, Tensor]
+
+
+class Recipe:
+    """The stages, each kept in a file or folder of `work`."""
+
+    def __init__(self, work: Path, device: str):
+        work.mkdir(parents=True, exist_ok=True)
+        self.work, self.device = work, device
+        self.compiled = device != "cpu" or shutil.which("c++") is not None
+
+    def make(self, output: Path) -> Path:
+        """Runs the stages that are left and writes the model's directory."""
+        vae = AutoencoderKL(autoencoder.CONFIG)
+        vae.load_state_dict(self._kept("vae", self.train_vae))
+        encoder = TextEncoder(text.CONFIG)
+        encoder.load_state_dict(self._kept("text", self.train_text))
+        clips = self.work / "clips.safetensors"
+        if not clips.is_file():
+            self.encode(vae, clips)
+        # Every second frame first: a clip then costs half, and most of what there is to learn is the same.
+        few = self.train_unet("few", new_unet().state_dict(), (vae, encoder), clips, stride=2, steps=3600)
+        every = self.train_unet("every", few, (vae, encoder), clips, stride=1, steps=2000)
+        return write_model(output, every, vae, encoder, torch.float16)
+
+    def train_vae(self) -> Weights:
+        rng, generator = np.random.default_rng(SEED), torch.Generator().manual_seed(SEED)
+        vae = AutoencoderKL(autoencoder.CONFIG).to(self.device)
+        autoencoder.initialise(vae, generator)
+        loss, parameters = autoencoder.ReconstructionLoss(vae), list(vae.parameters())
+        for name, batch, crop, steps, lr in (("parts", 16, CROP, 1300, 2e-3), ("frames", 8, SIZE, 500, 1e-3)):
+            batches = autoencoder.frame_batches(rng, batch, crop)
+            with _bar(f"Autoencoder on {name} of frames", steps) as log:
+                autoencoder.fit(loss, parameters, batches, steps, lr, generator, self.compiled, log)
+        autoencoder.whiten(vae, next(autoencoder.frame_batches(rng, 128, SIZE)).to(self.device))
+        return vae.state_dict()
+
+    def train_text(self) -> Weights:
+        steps = 500
+        with _bar("Text encoder", steps) as log:
+            return text.train_text_encoder(steps, seed=SEED, log=log).state_dict()
+
+    def encode(self, vae: AutoencoderKL, path: Path) -> None:
+        vae = AutoencoderKL(vae.config).to(self.device)
+        vae.load_state_dict(load_file(self.work / "vae.safetensors"))
+        if self.compiled:
+            vae.encoder.compile(dynamic=False)
+        with tqdm(desc="Encoding clips", unit="clip") as bar:
+            encode_clips(vae, DRAWS, path, SEED, lambda *_: bar.update())
+
+    def train_unet(
+        self,
+        name: str,
+        weights: Weights,
+        others: tuple[AutoencoderKL, TextEncoder],
+        clips: Path,
+        stride: int,
+        steps: int,
+    ) -> Weights:
+        """The UNet after `steps` of the project's own trainer, which goes on where it was stopped."""
+        file = self.work / f"{name}_unet.safetensors"
+        done = self.work / f"{name}.done"
+        if not done.is_file():
+            model = SDVideo(write_model(self.work / f"{name}_start", weights, *others, torch.float32), self.device)
+            data = LatentClips(clips, stride=stride, seed=SEED)
+            trainer = SDVideoTrainer(
+                model,
+                DataLoader(data, batch_size=8, shuffle=True, collate_fn=collate_latents, drop_last=True),
+                self.work,
+                lr=1e-3,
+                lr_warmup=100,
+                lr_decay=steps * 2 // 3 if stride == 1 else steps // 4,
+                lr_min=1e-5 if stride == 1 else 5e-4,
+                load_state=True,
+                seed=SEED,
+                preencoded_img=True,
+                mixed_precision="bf16",
+                ema=0.998,
+                min_snr_gamma=1.0,
+                start_noise=0.2,
+                weight_decay=1e-3,
+                betas=(0.9, 0.99),
+                compile=self.compiled,
+                save_dtype=torch.float32,
+            )
+            trainer.train(name, log_every=20, save_every=SAVE_EVERY, steps=steps)
+            done.touch()
+        return load_file(file)
+
+    def _kept(self, name: str, train: Callable[[], Weights]) -> Weights:
+        path = self.work / f"{name}.safetensors"
+        if not path.is_file():
+            weights = {key: value.cpu().contiguous() for key, value in train().items()}
+            temporary = path.with_suffix(".tmp")
+            save_file(weights, temporary)
+            temporary.replace(path)
+        return load_file(path)
+
+
+@torch.no_grad()
+def new_unet() -> UNetSD:
+    """A UNet in which every residual branch starts at zero, as in Ho et al. 2020 and Wang et al. 2023."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        unet = UNetSD(CONFIG.unet)
+    last: list[nn.Module] = [unet.out[-1]]
+    for module in unet.modules():
+        if isinstance(module, ResBlock):
+            last.append(module.out_layers[-1])
+        elif isinstance(module, TemporalConv):
+            last.append(module.conv4[-1])
+        elif isinstance(module, SpatialTransformer | TemporalTransformer):
+            last.append(module.proj_out)
+    for layer in last:
+        for parameter in layer.parameters():
+            parameter.zero_()
+    return unet
+
+
+def write_model(directory: Path, unet: Weights, vae: AutoencoderKL, encoder: TextEncoder, dtype: torch.dtype) -> Path:
+    """A ModelScope directory with the original names, its weights as safetensors twins."""
+    directory.mkdir(parents=True, exist_ok=True)
+    parts = {
+        CONFIG.unet_file: unet,
+        CONFIG.vae_file: {f"first_stage_model.{key}": value for key, value in vae.state_dict().items()},
+        CONFIG.text_file: text.open_clip_weights(encoder),
+    }
+    for name, weights in parts.items():
+        cast = {key: value.to(dtype).contiguous() for key, value in weights.items()}
+        save_file(cast, (directory / name).with_suffix(".safetensors"), {"format": "pt"})
+    (directory / CONFIG_NAME).write_text(json.dumps(configuration(CONFIG), indent=4) + "\n", encoding="utf-8")
+    return directory
+
+
+class _bar:
+    """A progress bar that shows the loss."""
+
+    def __init__(self, name: str, steps: int):
+        self.bar = tqdm(total=steps, desc=name, unit="step")
+
+    def __enter__(self) -> Callable[[int, int, float], None]:
+        return self._log
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def _log(self, _step: int, _steps: int, loss: float) -> None:
+        self.bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+        self.bar.update()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("output", type=Path, help="directory to write the model to")
+    parser.add_argument("--work", type=Path, default=Path("output/demo"), help="where the stages are kept, to go on")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    options = parser.parse_args()
+    Recipe(options.work, options.device).make(options.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

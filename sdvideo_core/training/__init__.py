@@ -1,0 +1,18 @@
+"""Training: datasets, the trainer and what it saves."""
+
+from .cache import CachedDataset, collate_cached, encode_dataset
+from .collate import collate_fn
+from .datasets import FrameSequenceDataset, MiniTestSet, VideoFolderDataset, open_dataset
+from .trainer import SDVideoTrainer
+
+__all__ = [
+    "CachedDataset",
+    "FrameSequenceDataset",
+    "MiniTestSet",
+    "SDVideoTrainer",
+    "VideoFolderDataset",
+    "collate_cached",
+    "collate_fn",
+    "encode_dataset",
+    "open_dataset",
+]

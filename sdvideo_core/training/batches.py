@@ -1,0 +1,113 @@
+"""Batches: what the n-th batch of a run holds, encoded, and the randomness that goes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator, skip_first_batches
+from torch import Tensor
+
+from ..blocks import to_video
+from ..schedule import NoiseSchedule
+from ..text_encoder import TextEncoder
+from ..unet import UNetSD
+from ..vae import AutoencoderKL
+from .collate import check_batch
+
+if TYPE_CHECKING:
+    from .trainer import SDVideoTrainer
+
+
+READING, NOISE = 0, 1  # what a batch's generators are for
+
+
+class Model(Protocol):
+    """What a trainer needs of a model; SDVideo has it."""
+
+    unet: UNetSD
+    vae: AutoencoderKL
+    text_encoder: TextEncoder
+    schedule: NoiseSchedule
+    device: Any
+    dtype: torch.dtype
+
+    def __call__(
+        self,
+        text: str,
+        *,
+        guidance_scale: float,
+        timesteps: int,
+        image_size: tuple[int, int],
+        num_frames: int,
+        seed: int,
+    ) -> Tensor: ...
+
+
+class Batches:
+    """The batches of a run by number. Number and seed decide them, so a resumed run sees what an unbroken one does."""
+
+    def __init__(self, trainer: SDVideoTrainer, loader: Any, accelerator: Accelerator):
+        self.trainer, self.loader, self.accelerator = trainer, loader, accelerator
+        self.model = trainer.model
+        for encoder in (self.model.vae, self.model.text_encoder):
+            encoder.to(accelerator.device)  # which differs from the model's where there are several processes
+        self.video_size = (0, 0, 0)  # frames, height and width of the last batch's latents
+        self._iterator: Iterator[dict[str, Any]] = iter(())
+        self._next = -1
+
+    @property
+    def samples_per_step(self) -> int:
+        batch = self.trainer.dataloader.batch_size or 1
+        return batch * self.trainer.gradient_accumulation * self.accelerator.num_processes
+
+    def get(self, number: int) -> tuple[Tensor, Tensor, torch.Generator]:
+        """Latents (B, 4, F, h, w), context (B, N, D) and the generator of batch 0, 1, ... of this process."""
+        batch = self._read(number)
+        check_batch(batch, preencoded_img=self.trainer.preencoded_img, preencoded_txt=self.trainer.preencoded_txt)
+        generator = self._generator(number, NOISE)
+        latents = self._latents(batch["pixel_values"])
+        self.video_size = (latents.shape[2], latents.shape[3], latents.shape[4])
+        return latents, self._context(batch["text"], generator), generator
+
+    @contextmanager
+    def randomness(self, generator: torch.Generator) -> Iterator[None]:
+        """Within, torch's own generators, for dropout, follow the batch's; afterwards they go on as before."""
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            yield
+
+    def _read(self, number: int) -> dict[str, Any]:
+        epoch, place = divmod(number, len(self.loader))
+        with self.randomness(self._generator(number, READING)):
+            if number != self._next or place == 0:
+                self.loader.set_epoch(epoch)
+                self._iterator = iter(skip_first_batches(self.loader, place) if place else self.loader)
+            self._next = number + 1
+            return next(self._iterator)
+
+    def _generator(self, number: int, purpose: int) -> torch.Generator:
+        parts = [self.trainer.seed, number, self.accelerator.process_index, purpose]
+        seed = np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]
+        return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+
+    @torch.no_grad()
+    def _latents(self, pixel_values: Tensor) -> Tensor:
+        num_frames = pixel_values.shape[1]
+        frames = pixel_values.to(self.accelerator.device).flatten(0, 1)
+        if not self.trainer.preencoded_img:
+            frames = self.model.vae.encode(frames.to(self.model.dtype))
+        return to_video(frames.float(), num_frames)
+
+    @torch.no_grad()
+    def _context(self, text: list[str] | Tensor, generator: torch.Generator) -> Tensor:
+        dropped = torch.rand(len(text), generator=generator) < self.trainer.unconditional_ratio
+        if isinstance(text, Tensor):
+            empty = self.model.text_encoder([""]).to(text.device, text.dtype)
+            text = torch.where(dropped.to(text.device)[:, None, None], empty, text)
+            return text.to(self.accelerator.device)
+        return self.model.text_encoder(["" if drop else caption for caption, drop in zip(text, dropped, strict=True)])

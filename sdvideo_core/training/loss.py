@@ -1,0 +1,97 @@
+"""Loss: how far the UNet's noise is from the noise that was added, over random timesteps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..ddim import draw_noise
+from ..schedule import NoiseSchedule
+
+EpsNetwork = Callable[[Tensor, Tensor], Tensor]  # (x (B, 4, F, h, w), timesteps (B,)) -> eps
+
+# What `start_noise` replaces: the noisiest timesteps, with none of the signal for some and little for the others.
+START_FROM = 0.88  # of all timesteps
+WITHOUT_SIGNAL = 0.4  # of these samples
+START_WEIGHT, MAX_START_WEIGHT = 0.25, 40.0
+
+
+@dataclass(frozen=True)
+class Noised:
+    """A batch on its way to the network: what it sees, what it should answer, and how much each answer counts."""
+
+    x: Tensor  # (B, 4, F, h, w)
+    timesteps: Tensor  # (B,)
+    eps: Tensor  # (B, 4, F, h, w)
+    weights: Tensor  # (B,)
+
+
+@dataclass(frozen=True)
+class DiffusionLoss:
+    """Mean squared error of eps (Ho et al. 2020, eq. 14).
+
+    noise_offset: standard deviation of a constant added to each frame's noise, 0..0.2, for darker and brighter videos.
+    min_snr_gamma: weight of easy timesteps, min(snr, gamma) / snr (Hang et al. 2023); 5 is usual, None is no weighting.
+    start_noise: share of samples, 0..1, that see the pure noise sampling starts from. The schedule's noisiest timestep
+    still shows the video, sampling's does not (Lin et al. 2024); a network that relies on it starts wrong.
+    """
+
+    schedule: NoiseSchedule
+    noise_offset: float = 0.0
+    min_snr_gamma: float | None = None
+    start_noise: float = 0.0
+
+    def __call__(self, network: EpsNetwork, latents: Tensor, generator: torch.Generator) -> Tensor:
+        """Loss of one batch of clean latents (B, 4, F, h, w); all randomness comes from the generator."""
+        noised = self.add_noise(latents, generator)
+        eps = network(noised.x, noised.timesteps).float()
+        per_sample = ((eps - noised.eps) ** 2).flatten(1).mean(1)
+        return (per_sample * noised.weights).mean()
+
+    def add_noise(self, latents: Tensor, generator: torch.Generator) -> Noised:
+        batch, device = len(latents), latents.device
+        latents = latents.float()
+        timesteps = self._timesteps(batch, generator)
+        signal = torch.ones(batch)
+        if self.start_noise:
+            timesteps, signal = self._at_the_start(timesteps, signal, generator)
+        alphas = self.schedule.alphas_cumprod[timesteps]
+        noise = self._noise(latents.shape, generator).to(device)
+        a, s, kept = (_per_sample(t, latents) for t in (alphas.sqrt(), (1 - alphas).sqrt(), signal))
+        x = a * kept * latents + s * noise
+        eps = (x - a * latents) / s  # the noise itself where the signal is whole
+        weights = self._weights(alphas, signal)
+        return Noised(x, timesteps.to(device), eps, weights.float().to(device))
+
+    def _timesteps(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Random timesteps, one from each of `batch` equal parts of the schedule: evener than independent ones."""
+        places = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+        return (places * self.schedule.num_timesteps).long()
+
+    def _at_the_start(self, timesteps: Tensor, signal: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        chosen, without, place, amount = torch.rand((4, len(timesteps)), generator=generator)
+        steps = self.schedule.num_timesteps
+        start = ((START_FROM + (1 - START_FROM) * place) * steps).long()
+        reduced = torch.where(without < WITHOUT_SIGNAL, torch.zeros_like(amount), amount**2)
+        is_start = chosen < self.start_noise
+        return torch.where(is_start, start, timesteps), torch.where(is_start, reduced, signal)
+
+    def _noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        noise = draw_noise(shape, generator)
+        if self.noise_offset:
+            batch, channels, frames = shape[:3]
+            noise = noise + self.noise_offset * draw_noise((batch, channels, frames, 1, 1), generator)
+        return noise
+
+    def _weights(self, alphas: Tensor, signal: Tensor) -> Tensor:
+        snr = alphas / (1 - alphas)
+        weights = torch.ones_like(snr) if self.min_snr_gamma is None else (self.min_snr_gamma / snr).clamp(max=1)
+        start = (START_WEIGHT / snr).clamp(max=MAX_START_WEIGHT)  # an error of the clean video, not of eps
+        return torch.where(signal < 1, start, weights)
+
+
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    return values.float().to(like.device)[:, None, None, None, None]

@@ -1,0 +1,73 @@
+"""Network in training: the UNet, or a LoRA on it, with what of it is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..attention import products, sdpa, xformers_attention
+from ..blocks import TemporalConv, TemporalTransformer
+from ..lora import LoRA, save_lora
+from ..unet import UNetSD
+
+TRAIN_ONLY: dict[str, tuple[type[nn.Module], ...]] = {
+    "all": (UNetSD,),
+    "temporal": (TemporalConv, TemporalTransformer),
+}
+
+
+class Network(nn.Module):
+    """What accelerate wraps. begin() and end() bracket a run and leave the UNet as it was."""
+
+    def __init__(self, unet: UNetSD, lora_rank: int | None = None, train_only: str = "all", seed: int = 0):
+        super().__init__()
+        if train_only not in TRAIN_ONLY:
+            raise ValueError(f"train_only={train_only!r}; expected one of {', '.join(TRAIN_ONLY)}")
+        self.unet = unet
+        generator = torch.Generator().manual_seed(seed)
+        lora = LoRA(unet, lora_rank, targets=train_only, generator=generator) if lora_rank is not None else None
+        self.lora = lora
+        self._before = {name: p.requires_grad for name, p in unet.named_parameters()}, unet.attention, unet.training
+        unet.requires_grad_(False)
+        if self.lora is None:
+            for module in unet.modules():
+                if isinstance(module, TRAIN_ONLY[train_only]):
+                    module.requires_grad_(True)
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        return self.unet(x, timesteps, context)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def begin(self, xformers: bool, gradient_checkpointing: bool) -> None:
+        on_cpu = next(self.unet.parameters()).device.type == "cpu"
+        self.unet.attention = xformers_attention if xformers else products if on_cpu else sdpa
+        self.unet.gradient_checkpointing = gradient_checkpointing
+        self.unet.train()
+        if self.lora:
+            self.lora.attach()
+
+    def end(self) -> None:
+        requires_grad, self.unet.attention, training = self._before
+        self.unet.gradient_checkpointing = False
+        self.unet.train(training)
+        if self.lora:
+            self.lora.detach()
+        for name, parameter in self.unet.named_parameters():
+            parameter.requires_grad_(requires_grad[name])
+            parameter.grad = None
+
+    def save(self, weights: dict[str, Tensor], path: Path, dtype: torch.dtype, step: int) -> None:
+        """Writes the weights of this network's state dict as a UNet's file, or as a LoRA's."""
+        metadata = {"step": str(step)}
+        if self.lora:
+            save_lora(self.lora, path, dtype, metadata)
+            return
+        unet = {k.removeprefix("unet."): v.to(dtype).contiguous() for k, v in weights.items()}
+        temporary = path.with_name(f".{path.name}.tmp")
+        save_file(unet, temporary, metadata | {"format": "pt"})
+        temporary.replace(path)

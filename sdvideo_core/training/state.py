@@ -1,0 +1,83 @@
+"""State of a run: everything that going on exactly where it stopped needs, saved whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+
+from .ema import EMA
+
+NAME = "step-{:08d}"
+PATTERN = re.compile(r"step-(\d{8})")
+PROGRESS_NAME, EMA_NAME = "progress.json", "ema.safetensors"
+KEPT = 2  # newest states
+
+
+@dataclass
+class Progress:
+    """Where a run is. All randomness follows from the seed and the step, so no generator is part of it."""
+
+    settings: dict[str, Any]  # what must stay equal for the run to stay the same run
+    step: int = 0
+    losses: list[float] = field(default_factory=list)  # of each step
+
+
+def newest_state(directory: Path) -> Path | None:
+    """The state with the highest step in a run's folder of states; None without one."""
+    found = [path for path in directory.glob("step-*") if PATTERN.fullmatch(path.name)]
+    return max(found, key=lambda path: path.name, default=None)
+
+
+def save_state(accelerator: Accelerator, directory: Path, progress: Progress, ema: EMA | None) -> Path:
+    """Writes a state under a temporary name, renames it, and removes all but the newest; called by every process."""
+    final = directory / NAME.format(progress.step)
+    temporary = directory / f".{final.name}.tmp"
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(temporary))
+    if accelerator.is_main_process:
+        if ema:
+            save_file(ema.state_dict(), temporary / EMA_NAME)
+        (temporary / PROGRESS_NAME).write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        _replace(temporary, final)
+        for old in sorted(path for path in directory.glob("step-*") if PATTERN.fullmatch(path.name))[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def load_state(accelerator: Accelerator, state: Path, settings: dict[str, Any], ema: EMA | None) -> Progress:
+    """Puts a saved state into what the accelerator prepared; refuses one of another run."""
+    if not (state / PROGRESS_NAME).is_file():
+        raise FileNotFoundError(
+            f"{state} is no state of a training run: it has no {PROGRESS_NAME}; name a step-* folder"
+        )
+    progress = Progress(**json.loads((state / PROGRESS_NAME).read_text(encoding="utf-8")))
+    for name, value in settings.items():
+        if (saved := progress.settings.get(name)) != value:
+            raise ValueError(
+                f"{state} was saved with {name}={saved}, this run has {value}; resume with the same settings"
+            )
+    accelerator.load_state(str(state))
+    if ema:
+        ema.load_state_dict(load_file(state / EMA_NAME))
+    return progress
+
+
+def _replace(temporary: Path, final: Path) -> None:
+    """Renames a folder onto another, which rename alone refuses when that one has files."""
+    if final.exists():
+        final.rename(final.with_name(f".{uuid.uuid4().hex}.tmp"))
+    temporary.rename(final)
+    for leftover in final.parent.glob(".*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,288 @@
+"""SDVideoTrainer: trains the UNet of a model, whole, in time only, or as a LoRA."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DataLoaderConfiguration, DynamoBackend, TorchDynamoPlugin
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .batches import Batches, Model
+from .ema import EMA
+from .loss import DiffusionLoss
+from .loss_plot import plot_loss
+from .lr_schedule import LRSchedule
+from .network import Network
+from .samples import save_samples
+from .state import Progress, load_state, newest_state, save_state
+
+StepCallback = Callable[[int, int, float], object]  # (steps done, steps in all, loss); may raise to stop the run
+
+
+@dataclass(eq=False)
+class SDVideoTrainer:
+    """Trains `model.unet`; train() runs it. The VAE and the text encoder stay as they are."""
+
+    model: Model  # an SDVideo; with dtype float32, unless only a LoRA is trained
+    dataloader: DataLoader[Any]  # batches {"pixel_values": (b, f, c, h, w) in -1..1, "text": list of b captions}
+    output_dir: str | Path = "output"
+    lr: float = 1e-4
+    scale_lr: bool = False  # multiply lr by batch size, gradient_accumulation and the number of processes
+    lr_warmup: int = 0  # steps of rising to lr
+    lr_decay: int = 0  # last steps of the run, in which lr falls to lr_min
+    lr_min: float = 0.0
+    lr_delay: int = 0  # first steps, at lr_min
+    epochs: int = 1  # times through the data, unless train() is told the number of steps
+    gradient_accumulation: int = 1  # batches of each process per step
+    unconditional_ratio: float = 0.1  # share of captions replaced by "", which guidance relies on
+    xformers: bool = False  # its attention, on CUDA
+    load_state: str | Path | bool | None = None  # go on from this state; True: from the newest of the run, if any
+    log_with: str | None = None  # "tensorboard", or another tracker that accelerate knows
+    seed: int = 0  # the same seed, data and settings train the same weights
+    preencoded_img: bool = False  # pixel_values are latents (b, f, 4, h, w), as `sdvideo cache` writes them
+    preencoded_txt: bool = False  # text is embeddings (b, 77, D)
+    adam8bit: bool = False  # bitsandbytes' AdamW, on CUDA
+    gradient_checkpointing: bool = False  # less memory, about a third more time, the same numbers
+    mixed_precision: str = "no"  # "no", "bf16" or, on CUDA, "fp16"
+    ema: float | None = None  # share of the running average kept at each step, such as 0.999; it is what is saved
+    max_grad_norm: float | None = 1.0
+    noise_offset: float = 0.0  # see DiffusionLoss for these three
+    min_snr_gamma: float | None = None
+    start_noise: float = 0.0
+    lora_rank: int | None = None  # train a LoRA of this rank in place of the weights
+    train_only: str = "all"  # or "temporal": only the layers that mix frames
+    weight_decay: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.999)
+    compile: bool = False  # torch.compile: minutes to begin with, then faster; needs a C++ compiler on a CPU
+    save_dtype: torch.dtype = torch.float16  # of the file of weights; states keep float32
+    save_states: bool = True  # to resume from; they hold the whole UNet, and take as much space
+
+    def __post_init__(self) -> None:
+        self.output_dir = Path(self.output_dir)
+        self.losses: list[float] = []  # of each step, after or during train()
+        self._check()
+
+    def train(
+        self,
+        run_name: str = "vid",
+        log_every: int = 10,
+        save_every: int = 1000,
+        steps: int | None = None,
+        sample_every: int | None = None,
+        sample_prompts: Sequence[str] = (),
+        bar: bool = True,
+        callback: StepCallback | None = None,
+    ) -> Path:
+        """Trains and returns the file of weights, output_dir/<run_name>_unet.safetensors or _lora.safetensors.
+
+        steps: optimizer steps in all, with those of a resumed state; None is `epochs` times through the data.
+        Every save_every steps, and at the end, the file of weights and the state to resume from are written; every
+        sample_every steps a GIF of each of sample_prompts. At the end the loss plot is, too.
+        """
+        run = _Run(self, run_name, steps)
+        with run:
+            self.losses = run.progress.losses
+            for done in run.steps(bar, log_every):
+                last = done == run.total_steps
+                if last or done % save_every == 0:
+                    run.save()
+                if sample_every and sample_prompts and (last or done % sample_every == 0):
+                    run.sample(sample_prompts)
+                if callback:
+                    callback(done, run.total_steps, self.losses[-1])
+            return run.finish()
+
+    def _check(self) -> None:
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"mixed_precision={self.mixed_precision!r}; expected no, bf16 or fp16")
+        if self.mixed_precision == "fp16" and torch.device(self.model.device).type == "cpu":
+            raise ValueError("mixed_precision='fp16' needs a GPU and the model is on the CPU; use 'bf16' or 'no'")
+        if self.lora_rank is None and self.model.dtype is not torch.float32:
+            raise ValueError(
+                f"the model's weights are {self.model.dtype}, too coarse for small steps; "
+                "load it with dtype=torch.float32 and set mixed_precision, or set lora_rank"
+            )
+        for name, least in (("epochs", 1), ("gradient_accumulation", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}; it must be at least {least}")
+        for name in ("unconditional_ratio", "start_noise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}; it is a share of the samples, 0..1")
+        if not len(self.dataloader):
+            raise ValueError("the dataloader has no batches; the dataset is empty, or smaller than one with drop_last")
+
+
+class _Run:
+    """One call of train(): what accelerate prepared, and where the run is. As a context it leaves the model clean."""
+
+    def __init__(self, trainer: SDVideoTrainer, name: str, steps: int | None):
+        self.trainer, self.name, self.output = trainer, name, Path(trainer.output_dir)
+        self.accelerator = _accelerator(trainer, self.output)
+        self.network = Network(trainer.model.unet, trainer.lora_rank, trainer.train_only, trainer.seed)
+        parameters = self.network.trainable()
+        self.ema = EMA(parameters, trainer.ema) if trainer.ema is not None else None
+        rate = trainer.lr * self._lr_scale()
+        optimizer = _optimizer(list(parameters.values()), rate, trainer)
+        self.prepared, self.optimizer, loader = self.accelerator.prepare(self.network, optimizer, trainer.dataloader)
+        self.batches = Batches(trainer, loader, self.accelerator)
+        per_epoch = max(1, len(loader) // trainer.gradient_accumulation)
+        self.total_steps = steps if steps is not None else trainer.epochs * per_epoch
+        self.rate = self._lr_schedule(rate)
+        self.loss = DiffusionLoss(
+            trainer.model.schedule, trainer.noise_offset, trainer.min_snr_gamma, trainer.start_noise
+        )
+        self.progress = self._resume()
+
+    def __enter__(self) -> _Run:
+        self.network.begin(self.trainer.xformers, self.trainer.gradient_checkpointing)
+        if self.trainer.log_with:
+            self.accelerator.init_trackers(self.name)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.network.end()
+        self.accelerator.end_training()
+        self.accelerator.free_memory()
+
+    def steps(self, bar: bool, log_every: int) -> Iterator[int]:
+        """Takes the steps that are left; yields how many are done after each."""
+        batch_size = self.batches.samples_per_step
+        silent = not bar or not self.accelerator.is_main_process
+        with tqdm(
+            total=self.total_steps, initial=self.progress.step, desc="Training", unit="step", disable=silent
+        ) as t:
+            for step in range(self.progress.step, self.total_steps):
+                rate = self.rate(step)
+                self.progress.losses.append(self._step(step, rate))
+                self.progress.step = step + 1
+                t.update()
+                if (step + 1) % log_every == 0:
+                    loss = float(np.mean(self.progress.losses[-log_every:]))
+                    speed = batch_size * (t.format_dict["rate"] or 0)
+                    t.set_postfix_str(f"loss {loss:.4f}, lr {rate:.2g}, {speed:.2f} samples/s")
+                    self.accelerator.log({"loss": loss, "lr": rate, "samples_per_second": speed}, step=step + 1)
+                yield step + 1
+
+    def save(self) -> None:
+        """Writes the weights for use and the state to resume from."""
+        if self.trainer.save_states:
+            save_state(self.accelerator, self.states, self.progress, self.ema)
+        with self._averaged():
+            weights: dict[str, Any] = self.accelerator.get_state_dict(
+                self.prepared
+            )  # gathers them where they are sharded
+            if self.accelerator.is_main_process:
+                self.network.save(weights, self.file, self.trainer.save_dtype, self.progress.step)
+
+    def sample(self, prompts: Sequence[str]) -> None:
+        """Writes a GIF of each prompt, drawn by the averaged weights where there are any."""
+        if not self.accelerator.is_main_process:
+            return
+        folder = self.output / f"{self.name}_samples"
+        with self._averaged():
+            save_samples(self.trainer.model, prompts, folder, self.progress.step, self.batches.video_size)
+
+    def finish(self) -> Path:
+        if self.accelerator.is_main_process and self.progress.losses:
+            plot_loss(self.progress.losses, self.name).save(self.output / f"{self.name}_loss.png")
+        return self.file
+
+    @property
+    def file(self) -> Path:
+        kind = "unet" if self.trainer.lora_rank is None else "lora"
+        return self.output / f"{self.name}_{kind}.safetensors"
+
+    @property
+    def states(self) -> Path:
+        return self.output / f"{self.name}_states"
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        return self.ema.applied(self.network.trainable()) if self.ema else contextlib.nullcontext()
+
+    def _step(self, step: int, rate: float) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total, parts = 0.0, self.trainer.gradient_accumulation
+        for part in range(parts):
+            latents, context, generator = self.batches.get(step * parts + part)
+            sync = self.accelerator.no_sync(self.prepared) if part < parts - 1 else contextlib.nullcontext()
+            with sync, self.batches.randomness(generator):
+                with self.accelerator.autocast():
+                    loss = self.loss(lambda x, t, c=context: self.prepared(x, t, c), latents, generator) / parts
+                self.accelerator.backward(loss)
+            total += float(cast(Tensor, self.accelerator.reduce(loss.detach(), "mean")))
+        if not np.isfinite(total):
+            raise FloatingPointError(
+                f"the loss of step {step + 1} is {total} with lr={rate:.3g} and "
+                f"mixed_precision={self.trainer.mixed_precision}; use a lower lr or bf16, and resume the last state"
+            )
+        if self.trainer.max_grad_norm is not None:
+            self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.trainer.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(self.network.trainable())
+        return total
+
+    def _resume(self) -> Progress:
+        t = self.trainer
+        settings = {
+            "seed": t.seed,
+            "gradient_accumulation": t.gradient_accumulation,
+            "batches": len(t.dataloader),
+            "processes": self.accelerator.num_processes,
+            "lora_rank": t.lora_rank,
+            "train_only": t.train_only,
+            "ema": t.ema,
+        }
+        state = newest_state(self.states) if t.load_state is True else t.load_state
+        if not state:
+            return Progress(settings)
+        return load_state(self.accelerator, Path(state), settings, self.ema)
+
+    def _lr_scale(self) -> int:
+        t = self.trainer
+        if not t.scale_lr:
+            return 1
+        return (t.dataloader.batch_size or 1) * t.gradient_accumulation * self.accelerator.num_processes
+
+    def _lr_schedule(self, lr: float) -> LRSchedule:
+        t = self.trainer
+        hold = max(0, self.total_steps - t.lr_delay - t.lr_warmup - t.lr_decay)
+        return LRSchedule(lr, t.lr_delay, t.lr_warmup, hold if t.lr_decay else None, t.lr_decay, t.lr_min)
+
+
+def _accelerator(trainer: SDVideoTrainer, output: Path) -> Accelerator:
+    AcceleratorState._reset_state()  # one process may train with other settings than before, as ComfyUI's does
+    output.mkdir(parents=True, exist_ok=True)
+    return Accelerator(
+        cpu=torch.device(trainer.model.device).type == "cpu",
+        mixed_precision=trainer.mixed_precision,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=trainer.seed),
+        log_with=trainer.log_with,
+        project_dir=output,
+        dynamo_plugin=TorchDynamoPlugin(backend=DynamoBackend.INDUCTOR, dynamic=False) if trainer.compile else None,
+    )
+
+
+def _optimizer(parameters: list[nn.Parameter], lr: float, trainer: SDVideoTrainer) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {"lr": lr, "betas": trainer.betas, "weight_decay": trainer.weight_decay}
+    if not trainer.adam8bit:
+        return torch.optim.AdamW(parameters, **options)
+    try:
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError(
+            "adam8bit needs the package bitsandbytes, which is missing; pip install bitsandbytes"
+        ) from error
+    return AdamW8bit(parameters, **options)

@@ -1,0 +1,120 @@
+"""Trainer errors: what cannot be trained, said before the work starts or with the remedy."""
+
+import sys
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from sdvideo_core import SDVideo
+from sdvideo_core.training import SDVideoTrainer
+
+CLIPS = [(torch.zeros(2, 4, 4, 4), "a clip")] * 2
+
+
+def collate(items):
+    return {"pixel_values": torch.stack([clip for clip, _ in items]), "text": [text for _, text in items]}
+
+
+def trainer(model, out, data=CLIPS, make=collate, **options) -> SDVideoTrainer:
+    return SDVideoTrainer(model, DataLoader(data, 1, collate_fn=make), out, preencoded_img=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mixed_precision": "fp8"}, "mixed_precision='fp8'; expected no, bf16 or fp16"),
+        ({"mixed_precision": "fp16"}, "needs a GPU and the model is on the CPU; use 'bf16'"),
+        ({"epochs": 0}, "epochs=0; it must be at least 1"),
+        ({"gradient_accumulation": 0}, "gradient_accumulation=0; it must be at least 1"),
+        ({"unconditional_ratio": 1.5}, "unconditional_ratio=1.5; it is a share of the samples, 0..1"),
+        ({"start_noise": -0.5}, "start_noise=-0.5; it is a share"),
+        ({"data": []}, "the dataloader has no batches"),
+    ],
+)
+def test_settings_are_checked_at_once(demo_model, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(demo_model, tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_only": "spatially"}, "train_only='spatially'; expected one of all, temporal"),
+        ({"ema": 1.0}, "ema=1.0; expected the share kept"),
+        ({"lora_rank": 0}, "rank=0; expected 1 or more"),
+        ({"lr_warmup": -1}, "attack=-1 steps"),
+        ({"lr_min": 1.0}, "lr_min=1.0; it must be 0..lr"),
+    ],
+)
+def test_settings_of_parts_are_checked_before_a_step(demo_model, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(demo_model, tmp_path, **options).train(steps=1, bar=False)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_half_weights_are_refused_unless_for_a_lora(demo_model_dir, tmp_path):
+    model = SDVideo(demo_model_dir, dtype=torch.float16)
+    with pytest.raises(
+        ValueError, match=r"torch.float16, too coarse for small steps; load it with dtype=torch.float32"
+    ):
+        trainer(model, tmp_path)
+
+
+def test_a_bad_batch_is_named(demo_model, tmp_path):
+    def wrong(items):
+        return collate(items) | {"text": "one string"}
+
+    with pytest.raises(ValueError, match="text is "):
+        trainer(demo_model, tmp_path, make=wrong).train(steps=1, bar=False)
+
+
+def test_a_loss_of_nan_stops_the_run(demo_model_dir, tmp_path):
+    model = SDVideo(demo_model_dir, amp=False)
+    with torch.no_grad():
+        model.unet.out[-1].bias.fill_(float("nan"))
+    message = r"the loss of step 1 is nan with lr=0.0001 and mixed_precision=no; use a lower lr or bf16"
+    with pytest.raises(FloatingPointError, match=message):
+        trainer(model, tmp_path).train(steps=1, bar=False)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 1}, "was saved with seed=0, this run has 1; resume with the same settings"),
+        ({"lora_rank": 2}, "was saved with lora_rank=None, this run has 2"),
+        ({"gradient_accumulation": 2}, "was saved with gradient_accumulation=1, this run has 2"),
+        ({"data": CLIPS * 2}, "was saved with batches=2, this run has 4"),
+    ],
+)
+def test_a_state_of_another_run_is_refused(demo_model_dir, tmp_path, options, message):
+    trainer(SDVideo(demo_model_dir, amp=False), tmp_path).train(steps=1, bar=False)
+    with pytest.raises(ValueError, match=message):
+        trainer(SDVideo(demo_model_dir, amp=False), tmp_path, load_state=True, **options).train(steps=2, bar=False)
+
+
+def test_a_folder_that_is_no_state_is_refused(demo_model, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"is no state of a training run.*name a step-\* folder"):
+        trainer(demo_model, tmp_path, load_state=tmp_path).train(steps=1, bar=False)
+
+
+def test_missing_bitsandbytes_is_named(demo_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(ImportError, match="adam8bit needs the package bitsandbytes, which is missing; pip install"):
+        trainer(demo_model, tmp_path, adam8bit=True).train(steps=1, bar=False)
+
+
+def test_a_stopped_run_leaves_the_model_usable(demo_model_dir, tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(*_):
+        raise Stopped
+
+    model = SDVideo(demo_model_dir, amp=False)
+    with pytest.raises(Stopped):
+        trainer(model, tmp_path, lora_rank=2).train(steps=2, bar=False, callback=stop)
+    assert not model.unet.training
+    assert not any(module._forward_hooks for module in model.unet.modules())
+    assert all(p.requires_grad for p in model.unet.parameters())
