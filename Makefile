@@ -21,11 +21,11 @@ TOOLS := $(VENV)/tools-$(KEY)
 # pyright's Node.js and its own code are installed packages; without this it asks the network for a newer version.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help test lint types format demo bench clean distclean
+.PHONY: help test lint types format demo retrain-demo bench clean distclean
 .NOTPARALLEL:
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Tests run beside a ComfyUI on the same cores; threads that wait actively would take them from it.
 test: lint types ## set up, lint, types, then all tests; ComfyUI's too where there is one ($COMFYUI_PATH)
@@ -42,8 +42,11 @@ format: $(TOOLS) ## mend what ruff can mend
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-demo: $(PACKAGE) ## write demo.gif, with a small model made on the spot
+demo: $(PACKAGE) ## write demo.gif, with the small model that comes with SDVideo
 	@$(VENV)/bin/sdvideo demo "a red circle moving left" --output demo.gif
+
+retrain-demo: $(PACKAGE) ## make that model again from nothing; a stopped run goes on (state in output/demo)
+	@$(PY) -m sdvideo_core.demo.recipe sdvideo_core/assets/demo_model --work output/demo
 
 bench: $(TOOLS) ## run every benchmark; their results go to benchmarks/results
 	@set -e; for script in $(BENCHMARKS); do echo "$$script"; $(PY) "$$script"; done

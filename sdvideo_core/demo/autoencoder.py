@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..config import VAEConfig
+from ..training.ema import EMA
+from ..training.lr_schedule import LRSchedule
 from ..vae import LATENT_SCALE, AttnBlock, AutoencoderKL, ResnetBlock
 from .clips import draw_frame, scenes
 
@@ -20,6 +20,7 @@ CONFIG = VAEConfig(ch=64, ch_mult=(1, 1, 1, 1), num_res_blocks=1)
 # shows them; halving the signal moves the schedule to where there is something to learn (Hoogeboom et al. 2023).
 LATENT_STD = 0.5
 KL_WEIGHT = 1e-5
+WARMUP = 50  # steps
 
 Log = Callable[[int, int, float], object]  # (step, number of steps, loss)
 
@@ -37,18 +38,21 @@ def frame_batches(rng: np.random.Generator, batch_size: int, crop: int) -> Itera
 @torch.no_grad()
 def initialise(vae: AutoencoderKL, generator: torch.Generator | None = None) -> None:
     """Starts from a network that passes colours through: with torch's gains residual blocks drown them."""
-    for module in vae.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="linear", generator=generator)
-            nn.init.zeros_(module.bias)
+    last: list[nn.Module] = []  # of each residual branch
     for module in vae.modules():
         if isinstance(module, ResnetBlock):
-            nn.init.zeros_(module.conv2.weight)
-        if isinstance(module, AttnBlock):
-            nn.init.zeros_(module.proj_out.weight)
-    nn.init.constant_(
-        vae.quant_conv.state_dict()["bias"][vae.config.z_channels :], -5.0
-    )  # log-variance: little noise to begin with
+            last.append(module.conv2)
+        elif isinstance(module, AttnBlock):
+            last.append(module.proj_out)
+    for name, parameter in vae.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif parameter.ndim == 4:
+            nn.init.kaiming_normal_(parameter, nonlinearity="linear", generator=generator)
+    for layer in last:
+        nn.init.zeros_(layer.get_parameter("weight"))
+    logvar = vae.quant_conv.get_parameter("bias")[vae.config.z_channels :]
+    nn.init.constant_(logvar, -5.0)  # little noise to begin with
 
 
 class ReconstructionLoss(nn.Module):
@@ -75,8 +79,7 @@ def difference(out: Tensor, frames: Tensor) -> Tensor:
 
 
 def fit(
-    loss: nn.Module,
-    parameters: list[nn.Parameter],
+    loss: ReconstructionLoss,
     batches: Iterator[Tensor],
     steps: int,
     lr: float,
@@ -84,28 +87,27 @@ def fit(
     compiled: bool = False,
     log: Log | None = None,
 ) -> None:
-    """Minimises `loss` over `parameters`, which end as their running average."""
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=1e-3)
-    average = AveragedModel(nn.ParameterList(parameters), multi_avg_fn=get_ema_multi_avg_fn(0.99))
+    """Minimises `loss` over the autoencoder's weights, which end as their running average."""
+    parameters = dict(loss.vae.named_parameters())
+    device = loss.vae.post_quant_conv.weight.device
+    optimizer = torch.optim.AdamW(parameters.values(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-3)
+    rate, ema = LRSchedule(lr, attack=WARMUP, hold=0, decay=steps - WARMUP), EMA(parameters, 0.99)
     run = torch.compile(loss, dynamic=False) if compiled else loss
     for step in range(steps):
-        frames = next(batches)
-        frames = frames.to(parameters[0].device)
+        frames = next(batches).to(device)
         noise = torch.randn(len(frames), 4, frames.shape[2] // 8, frames.shape[3] // 8, generator=generator)
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        with torch.autocast(frames.device.type, torch.bfloat16):
-            value = run(frames, noise.to(frames.device))
+            group["lr"] = rate(step)
+        with torch.autocast(device.type, torch.bfloat16):
+            value = run(frames, noise.to(device))
         value.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        average.update_parameters(nn.ParameterList(parameters))
+        ema.update(parameters)
         if log:
             log(step, steps, value.item())
-    with torch.no_grad():
-        for parameter, averaged in zip(parameters, average.module, strict=True):
-            parameter.copy_(averaged)
+    ema.copy_to(parameters)
 
 
 @torch.no_grad()

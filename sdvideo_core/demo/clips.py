@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -79,6 +80,9 @@ TEMPLATES = (
 UNSAID_BACKGROUND = "black"  # what a caption without a background means
 
 
+Path = Callable[[float], tuple[float, float, float, float]]  # time 0..1 -> x, y, radius, angle
+
+
 @dataclass(frozen=True)
 class Scene:
     """What a clip shows: a shape of one colour that moves in one way over one background."""
@@ -121,11 +125,12 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     silent = scene.motion == "still" and rng.random() < 0.5
     motion = "" if silent else str(rng.choice(MOTION_WORDS[scene.motion]))
     noun = str(rng.choice(NOUNS[scene.shape]))
+    template = template.replace("a {color}", "an {color}") if scene.color == "orange" else template
     text = template.format(color=scene.color, noun=noun, motion=motion, background=scene.background)
     return " ".join(text.replace(" is ,", ",").replace(", ,", ",").replace(" ,", ",").split())
 
 
-def _path(scene: Scene, rng: np.random.Generator):
+def _path(scene: Scene, rng: np.random.Generator) -> Path:
     """Centre (x, y), radius and angle of the shape as functions of time 0..1, in pixels of a 96-pixel frame."""
     radius = RADII[scene.shape] * rng.uniform(0.9, 1.1)
     x, y = SIZE / 2 + rng.uniform(-8, 8, 2)
@@ -148,7 +153,8 @@ def _draw_frame(scene: Scene, x: float, y: float, radius: float, angle: float, s
     mask = Image.new("L", (SUPERSAMPLING * size, SUPERSAMPLING * size))
     draw = ImageDraw.Draw(mask)
     if scene.shape == "circle":
-        draw.circle((x * scale, y * scale), radius * scale, fill=255)
+        box = (x - radius, y - radius, x + radius, y + radius)
+        draw.ellipse([side * scale for side in box], fill=255)
     else:
         corners = outline(scene.shape, angle) * radius + (x, y)
         draw.polygon([tuple(corner) for corner in corners * scale], fill=255)

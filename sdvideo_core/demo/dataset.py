@@ -29,16 +29,17 @@ Log = Callable[[int, int], object]  # (clips done, clips in all)
 
 
 @torch.no_grad()
-def encode_clips(vae: AutoencoderKL, draws: int, path: Path, seed: int = 0, log: Log | None = None) -> None:
-    """Draws every scene of training `draws` times and writes the latents, (N, F, 4, h, w) in float16, to a file."""
+def encode_clips(vae: AutoencoderKL, count: int, path: Path, seed: int = 0, log: Log | None = None) -> None:
+    """Draws `count` clips, of every scene of training in turn, and writes their latents (N, F, 4, h, w) in float16."""
     rng = np.random.default_rng(seed)
-    training = [index for index, scene in enumerate(scenes()) if not scene.held_out]
-    order = np.repeat(training, draws)
+    every, device = scenes(), vae.post_quant_conv.weight.device
+    training = [index for index, scene in enumerate(every) if not scene.held_out]
+    order = np.resize(training, count)
     latents = []
     for done, index in enumerate(order, 1):
-        frames = torch.from_numpy(draw_clip(scenes()[index], rng)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.autocast("cpu", torch.bfloat16):
-            latents.append(vae.encode(frames, frames_at_once=16).half().contiguous())
+        frames = torch.from_numpy(draw_clip(every[index], rng)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.autocast(device.type, torch.bfloat16):
+            latents.append(vae.encode(frames.to(device), frames_at_once=len(frames)).half().cpu().contiguous())
         if log:
             log(done, len(order))
     save_file({"latents": torch.stack(latents), "scenes": torch.from_numpy(order)}, path)

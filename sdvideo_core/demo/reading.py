@@ -140,9 +140,9 @@ def _spread(labels: np.ndarray) -> np.ndarray:
 def shape_fits(blobs: Blobs) -> tuple[np.ndarray, np.ndarray]:
     """Overlap (N, K) of each frame's area with each template, in 0..1, and the templates' angles (K,) in degrees."""
     templates, _, angles = _templates()
-    masks, inside = _resample(blobs)
+    masks = _resample(blobs)
     common = masks @ templates
-    return common / (masks.sum(axis=1, keepdims=True) + inside @ templates - common), angles
+    return common / (masks.sum(axis=1, keepdims=True) + templates.sum(axis=0) - common), angles
 
 
 @lru_cache(maxsize=1)
@@ -189,23 +189,22 @@ def _grid() -> np.ndarray:
     return np.stack(np.meshgrid(step, step), axis=-1).reshape(-1, 2)
 
 
-def _resample(blobs: Blobs) -> tuple[np.ndarray, np.ndarray]:
-    """The areas, each centred and scaled to area pi, and which points lie in the frame: both (N, GRID * GRID)."""
+def _resample(blobs: Blobs) -> np.ndarray:
+    """The areas as points (N, GRID * GRID), each centred and scaled to area pi."""
     radii = np.sqrt(blobs.areas / math.pi)
-    masks, _ = _look(blobs.soft, blobs.centers, radii)
+    masks = _look(blobs.soft, blobs.centers, radii)
     # Whole pixels misjudge place and extent by up to a few percent; the points between them know better.
     counts = masks.sum(axis=1)
     centers = blobs.centers + radii[:, None] * (masks @ _grid()) / counts[:, None]
     return _look(blobs.soft, centers, radii * np.sqrt(counts / math.pi) * 2 * REACH / GRID)
 
 
-def _look(soft: np.ndarray, centers: np.ndarray, radii: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The grid's points around the centres (N, 2): which belong to the shape and which to the frame."""
+def _look(soft: np.ndarray, centers: np.ndarray, radii: np.ndarray) -> np.ndarray:
+    """Which of the grid's points (N, GRID * GRID) around the centres (N, 2) belong to the area; none off the frame."""
     x, y = np.moveaxis(centers[:, None] + radii[:, None, None] * _grid(), 2, 0)
     height, width = soft.shape[1:]
     inside = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
-    masks = inside & (_sample(soft, x.clip(0, width - 1), y.clip(0, height - 1)) > 0.5)
-    return masks.astype(np.float32), inside.astype(np.float32)
+    return (inside & (_sample(soft, x.clip(0, width - 1), y.clip(0, height - 1)) > 0.5)).astype(np.float32)
 
 
 def _sample(pictures: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:

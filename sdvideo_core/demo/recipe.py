@@ -6,7 +6,9 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,20 +37,31 @@ CONFIG = ModelConfig(
     max_frames=NUM_FRAMES,
 )
 CROP = 48  # pixels; parts of frames teach the autoencoder most of what whole ones do, in a quarter of the time
-DRAWS = 3  # clips of every scene
 SEED = 0
 SAVE_EVERY = 250  # steps of the UNet
 
 Weights = dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Amounts:
+    """How much each stage does; the defaults made the model that ships."""
+
+    vae_parts: int = 1300  # steps on parts of frames
+    vae_frames: int = 500  # steps on whole frames
+    text: int = 500  # steps
+    clips: int = 2661  # three of every scene
+    every_second_frame: int = 3000  # steps of the UNet: a clip costs half, and teaches most of what a whole one does
+    every_frame: int = 1800  # steps of the UNet
+
+
 class Recipe:
     """The stages, each kept in a file or folder of `work`."""
 
-    def __init__(self, work: Path, device: str):
+    def __init__(self, work: Path, device: str = "cpu", amounts: Amounts = Amounts(), compiled: bool = True):
         work.mkdir(parents=True, exist_ok=True)
-        self.work, self.device = work, device
-        self.compiled = device != "cpu" or shutil.which("c++") is not None
+        self.work, self.device, self.amounts = work, device, amounts
+        self.compiled = compiled and (device != "cpu" or shutil.which("c++") is not None)
 
     def make(self, output: Path) -> Path:
         """Runs the stages that are left and writes the model's directory."""
@@ -58,66 +71,59 @@ class Recipe:
         encoder.load_state_dict(self._kept("text", self.train_text))
         clips = self.work / "clips.safetensors"
         if not clips.is_file():
-            self.encode(vae, clips)
-        # Every second frame first: a clip then costs half, and most of what there is to learn is the same.
-        few = self.train_unet("few", new_unet().state_dict(), (vae, encoder), clips, stride=2, steps=3600)
-        every = self.train_unet("every", few, (vae, encoder), clips, stride=1, steps=2000)
-        return write_model(output, every, vae, encoder, torch.float16)
+            self.encode(clips)
+        start = write_model(self.work / "start", new_unet().state_dict(), vae, encoder, torch.float32)
+        unet = self.train_unet(start, clips, "second", 2, self.amounts.every_second_frame, lr_min=5e-4)
+        middle = write_model(self.work / "middle", unet, vae, encoder, torch.float32)
+        unet = self.train_unet(middle, clips, "every", 1, self.amounts.every_frame, lr_min=1e-5)
+        return write_model(output, unet, vae, encoder, torch.float16)
 
     def train_vae(self) -> Weights:
         rng, generator = np.random.default_rng(SEED), torch.Generator().manual_seed(SEED)
         vae = AutoencoderKL(autoencoder.CONFIG).to(self.device)
         autoencoder.initialise(vae, generator)
-        loss, parameters = autoencoder.ReconstructionLoss(vae), list(vae.parameters())
-        for name, batch, crop, steps, lr in (("parts", 16, CROP, 1300, 2e-3), ("frames", 8, SIZE, 500, 1e-3)):
+        loss, amounts = autoencoder.ReconstructionLoss(vae), self.amounts
+        for batch, crop, steps, lr in ((16, CROP, amounts.vae_parts, 2e-3), (8, SIZE, amounts.vae_frames, 1e-3)):
             batches = autoencoder.frame_batches(rng, batch, crop)
-            with _bar(f"Autoencoder on {name} of frames", steps) as log:
-                autoencoder.fit(loss, parameters, batches, steps, lr, generator, self.compiled, log)
+            with _progress(f"Autoencoder, {crop} pixels", steps) as log:
+                autoencoder.fit(loss, batches, steps, lr, generator, self.compiled, log)
         autoencoder.whiten(vae, next(autoencoder.frame_batches(rng, 128, SIZE)).to(self.device))
         return vae.state_dict()
 
     def train_text(self) -> Weights:
-        steps = 500
-        with _bar("Text encoder", steps) as log:
-            return text.train_text_encoder(steps, seed=SEED, log=log).state_dict()
+        with _progress("Text encoder", self.amounts.text) as log:
+            return text.train_text_encoder(self.amounts.text, seed=SEED, log=log).state_dict()
 
-    def encode(self, vae: AutoencoderKL, path: Path) -> None:
-        vae = AutoencoderKL(vae.config).to(self.device)
+    def encode(self, path: Path) -> None:
+        vae = AutoencoderKL(autoencoder.CONFIG)
         vae.load_state_dict(load_file(self.work / "vae.safetensors"))
+        vae.to(self.device)
         if self.compiled:
             vae.encoder.compile(dynamic=False)
-        with tqdm(desc="Encoding clips", unit="clip") as bar:
-            encode_clips(vae, DRAWS, path, SEED, lambda *_: bar.update())
+        with tqdm(total=self.amounts.clips, desc="Encoding clips", unit="clip") as bar:
+            temporary = path.with_suffix(".tmp")
+            encode_clips(vae, self.amounts.clips, temporary, SEED, lambda *_: bar.update())
+            temporary.replace(path)
 
-    def train_unet(
-        self,
-        name: str,
-        weights: Weights,
-        others: tuple[AutoencoderKL, TextEncoder],
-        clips: Path,
-        stride: int,
-        steps: int,
-    ) -> Weights:
-        """The UNet after `steps` of the project's own trainer, which goes on where it was stopped."""
-        file = self.work / f"{name}_unet.safetensors"
+    def train_unet(self, model: Path, clips: Path, name: str, stride: int, steps: int, lr_min: float) -> Weights:
+        """The UNet of a model after `steps` of the project's own trainer, which goes on where it was stopped."""
         done = self.work / f"{name}.done"
         if not done.is_file():
-            model = SDVideo(write_model(self.work / f"{name}_start", weights, *others, torch.float32), self.device)
             data = LatentClips(clips, stride=stride, seed=SEED)
             trainer = SDVideoTrainer(
-                model,
+                SDVideo(model, self.device),
                 DataLoader(data, batch_size=8, shuffle=True, collate_fn=collate_latents, drop_last=True),
                 self.work,
                 lr=1e-3,
-                lr_warmup=100,
-                lr_decay=steps * 2 // 3 if stride == 1 else steps // 4,
-                lr_min=1e-5 if stride == 1 else 5e-4,
+                lr_warmup=min(100, steps),
+                lr_decay=steps * 2 // 3,
+                lr_min=lr_min,
                 load_state=True,
                 seed=SEED,
                 preencoded_img=True,
                 mixed_precision="bf16",
                 ema=0.998,
-                min_snr_gamma=1.0,
+                min_snr_gamma=5.0,
                 start_noise=0.2,
                 weight_decay=1e-3,
                 betas=(0.9, 0.99),
@@ -126,7 +132,7 @@ class Recipe:
             )
             trainer.train(name, log_every=20, save_every=SAVE_EVERY, steps=steps)
             done.touch()
-        return load_file(file)
+        return load_file(self.work / f"{name}_unet.safetensors")
 
     def _kept(self, name: str, train: Callable[[], Weights]) -> Weights:
         path = self.work / f"{name}.safetensors"
@@ -173,21 +179,15 @@ def write_model(directory: Path, unet: Weights, vae: AutoencoderKL, encoder: Tex
     return directory
 
 
-class _bar:
-    """A progress bar that shows the loss."""
+@contextmanager
+def _progress(name: str, steps: int) -> Iterator[Callable[[int, int, float], None]]:
+    with tqdm(total=steps, desc=name, unit="step") as bar:
 
-    def __init__(self, name: str, steps: int):
-        self.bar = tqdm(total=steps, desc=name, unit="step")
+        def log(_step: int, _steps: int, loss: float) -> None:
+            bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            bar.update()
 
-    def __enter__(self) -> Callable[[int, int, float], None]:
-        return self._log
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def _log(self, _step: int, _steps: int, loss: float) -> None:
-        self.bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-        self.bar.update()
+        yield log
 
 
 def main() -> None:

@@ -36,10 +36,14 @@ class EMA:
         """The parameters hold their average within, and their own values again afterwards."""
         kept = {name: p.detach().clone() for name, p in parameters.items()}
         try:
-            _copy(self.average, parameters)
+            self.copy_to(parameters)
             yield
         finally:
             _copy(kept, parameters)
+
+    def copy_to(self, parameters: NamedParameters) -> None:
+        """Overwrites the parameters with their average."""
+        _copy(self.average, parameters)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.average | {"num_updates": torch.tensor(self.num_updates)}

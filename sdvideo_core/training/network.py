@@ -67,7 +67,8 @@ class Network(nn.Module):
         if self.lora:
             save_lora(self.lora, path, dtype, metadata)
             return
-        unet = {k.removeprefix("unet."): v.to(dtype).contiguous() for k, v in weights.items()}
+        # Wrappers put their own names before the network's.
+        unet = {key.rpartition("unet.")[2]: value.to(dtype).contiguous() for key, value in weights.items()}
         temporary = path.with_name(f".{path.name}.tmp")
         save_file(unet, temporary, metadata | {"format": "pt"})
         temporary.replace(path)

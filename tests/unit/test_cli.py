@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdvideo_core import load_sequence, save_gif, save_pngs
+from sdvideo_core import demo_model, load_sequence, save_gif, save_pngs
 from sdvideo_core.cli import build_parser, main
 from sdvideo_core.video_io import save_mp4
 
@@ -62,7 +62,7 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 
 
 def test_the_commands():
-    assert list(commands()) == ["txt2vid", "vid2vid", "info", "demo"]
+    assert list(commands()) == ["txt2vid", "vid2vid", "train", "cache", "info", "demo"]
 
 
 @pytest.mark.parametrize("name", [None, *commands()])
@@ -208,9 +208,19 @@ def test_strength_outside_0_to_1_is_refused(fail, demo_model_dir, source, streng
 
 
 def test_demo_needs_nothing(run, tmp_path):
-    saved = run("demo", "--steps", 1, "--seed", 3, "-o", tmp_path / "demo.gif")
-    assert saved.groups() == (str(tmp_path / "demo.gif"), "16", "128", "128", "3")
+    saved = run("demo", "--steps", 1, "--seed", 3, "--zoom", 2, "-o", tmp_path / "demo.gif")
+    assert saved.groups() == (str(tmp_path / "demo.gif"), "16", "192", "192", "3")
     assert len(load_sequence(tmp_path / "demo.gif", None)) == 16
+
+
+def test_demo_copies_its_model(run, tmp_path):
+    run("demo", "--steps", 1, "--save-model", tmp_path / "model", "-o", tmp_path / "demo.gif")
+    copied = sorted(path.name for path in (tmp_path / "model").iterdir())
+    assert copied == sorted(path.name for path in demo_model().iterdir())
+
+
+def test_demo_zoom_outside_1_to_8_is_refused(fail):
+    assert fail("demo", "--zoom", "9") == "--zoom 9; it must be 1..8"
 
 
 def test_info_is_text_or_json(demo_model_dir, capsys):

@@ -1,0 +1,101 @@
+"""Demo model: what ships, and that it draws what it is asked for."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageSequence
+from torch.utils.data import DataLoader
+
+from sdvideo_core import SDVideo, demo_model
+from sdvideo_core.cli import main
+from sdvideo_core.demo.clips import NUM_FRAMES, SIZE, Scene, caption, draw_clip
+from sdvideo_core.demo.reading import read_scene
+from sdvideo_core.frames import video_to_images
+from sdvideo_core.inspection import inspect
+from sdvideo_core.lora import LoRA
+from sdvideo_core.training import SDVideoTrainer
+
+OPTIONS = {"image_size": (SIZE, SIZE), "timesteps": 20, "guidance_scale": 6.0, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def demo() -> SDVideo:
+    return SDVideo(demo_model(), amp=False)
+
+
+def pixels(video) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in video_to_images(video)])
+
+
+def read(video):
+    return read_scene(pixels(video))
+
+
+def test_it_is_a_whole_model_of_at_most_25_mb():
+    files = [path for path in demo_model().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 25_000_000
+    report = inspect(demo_model())
+    assert not report.get("missing")
+    assert not report.get("problems")
+
+
+def test_its_default_length_is_what_it_was_trained_on(demo):
+    assert demo.config.max_frames == NUM_FRAMES == 16
+
+
+PROMPTS = {
+    "a red circle moving left": ("red", "circle", "left", "black"),
+    "a yellow star moving right on a blue background": ("yellow", "star", "right", "blue"),
+    "a green square moving up on a white background": ("green", "square", "up", "white"),
+    "a blue triangle growing": ("blue", "triangle", "growing", "black"),
+}
+
+
+@pytest.mark.parametrize(("prompt", "expected"), PROMPTS.items())
+def test_it_follows_the_prompt(demo, prompt, expected):
+    seen = read(demo(prompt, **OPTIONS))
+    assert (seen.color, seen.shape, seen.motion, seen.background) == expected
+
+
+def test_the_first_command_shows_what_it_says(tmp_path, capsys):
+    gif = tmp_path / "demo.gif"
+    assert main(["demo", "a red circle moving left", "--output", str(gif)]) == 0
+    with Image.open(gif) as file:
+        frames = np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(file)])
+    assert frames.shape == (16, 288, 288, 3)
+    seen = read_scene(frames)
+    assert (seen.color, seen.shape, seen.motion) == ("red", "circle", "left")
+    assert "demo.gif" in capsys.readouterr().err
+
+
+def test_video_to_video_changes_the_colour_and_keeps_the_motion(demo):
+    clip = draw_clip(Scene("green", "square", "right", "black"), np.random.default_rng(3))
+    frames = [Image.fromarray(frame) for frame in clip]
+    seen = read(demo("a red square moving right", initial_frames=frames, t_start=14, **OPTIONS))
+    assert (seen.color, seen.motion) == ("red", "right")
+
+
+def clips_of(model, scene, captions_of, count):
+    """Batches of latents that show one scene and captions that say another."""
+    rng = np.random.default_rng(0)
+    items = []
+    for _ in range(count):
+        clip = torch.from_numpy(draw_clip(scene, rng, num_frames=8)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.no_grad():
+            items.append((model.vae.encode(clip), caption(captions_of, rng)))
+    return DataLoader(items, batch_size=4, shuffle=True, collate_fn=collate)
+
+
+def collate(items):
+    return {"pixel_values": torch.stack([clip for clip, _ in items]), "text": [text for _, text in items]}
+
+
+def test_a_lora_turns_red_into_blue(demo, tmp_path):
+    shown, said = (Scene(color, "circle", "left", "black") for color in ("blue", "red"))
+    data = clips_of(demo, shown, said, count=16)
+    trainer = SDVideoTrainer(demo, data, tmp_path, lr=4e-3, lr_warmup=5, lora_rank=8, preencoded_img=True)
+    file = trainer.train(steps=40, bar=False)
+    options = OPTIONS | {"num_frames": 8}
+    assert read(demo("a red circle moving left", **options)).color == "red"
+    with LoRA.from_file(demo.unet, file):
+        assert read(demo("a red circle moving left", **options)).color == "blue"

@@ -1,0 +1,127 @@
+"""Runs of `sdvideo train` as users start them: killed at any moment and resumed, from a cache, in two processes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from sdvideo_core.cli import main
+
+ROOT = Path(__file__).parents[2]
+STEPS = 12
+OPTIONS = [
+    "--frames=3",
+    "--size=32x32",
+    f"--steps={STEPS}",
+    "--save-every=2",
+    "--seed=3",
+    "--lr=1e-3",
+    "--batch-size=2",
+]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    for index in range(4):
+        frames = [Image.new("RGB", (32, 32), (60 * index, 40 * frame, 99)) for frame in range(4)]
+        frames[0].save(folder / f"{index:04}.gif", save_all=True, append_images=frames[1:])
+        (folder / f"{index:04}.txt").write_text(f"clip {index}\n", encoding="utf-8")
+    return folder
+
+
+def arguments(model, data, out, *more) -> list[str]:
+    return ["train", "--model", str(model), "--data", str(data), "--out", str(out), *OPTIONS, *more]
+
+
+def states(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "vid_states").glob("step-*"))
+
+
+@pytest.fixture(scope="session")
+def whole(demo_model_dir, clips, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    assert main(arguments(demo_model_dir, clips, out)) == 0
+    return out
+
+
+def equal(first: Path, second: Path) -> bool:
+    a, b = load_file(first), load_file(second)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_ends_with_weights_state_and_plot(whole):
+    assert (whole / "vid_unet.safetensors").is_file()
+    assert (whole / "vid_loss.png").is_file()
+    assert states(whole) == ["step-00000010", "step-00000012"]
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_weights(demo_model_dir, clips, whole, tmp_path):
+    command = [sys.executable, "-m", "sdvideo_core", *arguments(demo_model_dir, clips, tmp_path, "--resume")]
+    delays = random.Random(0)
+    for kill in range(3):
+        with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.DEVNULL) as process:
+            before, deadline = states(tmp_path), time.monotonic() + 120
+            while states(tmp_path) == before and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.002)
+            time.sleep(delays.uniform(0, 0.4))  # now a step, now the middle of a save
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL, f"kill {kill} came too late"
+    assert states(tmp_path)[-1] < "step-00000012"
+    assert main(arguments(demo_model_dir, clips, tmp_path, "--resume")) == 0
+    assert equal(whole / "vid_unet.safetensors", tmp_path / "vid_unet.safetensors")
+    assert equal(*(out / "vid_states/step-00000012/model.safetensors" for out in (whole, tmp_path)))
+    assert not list((tmp_path / "vid_states").glob(".*"))
+
+
+def test_from_a_cache_it_is_the_same_training(demo_model_dir, clips, whole, tmp_path, capsys):
+    made = ["--frames=3", "--size=32x32"]
+    cache = ["cache", "--model", str(demo_model_dir), "--data", str(clips), "--out", str(tmp_path / "cache"), *made]
+    assert main(cache) == 0
+    assert "4 clips of 3 frames" in capsys.readouterr().err
+    assert main(arguments(demo_model_dir, tmp_path / "cache", tmp_path / "out")) == 0
+    assert equal(whole / "vid_unet.safetensors", tmp_path / "out/vid_unet.safetensors")
+
+
+def test_a_lora_is_written_as_one(demo_model_dir, clips, tmp_path, capsys):
+    options = ["--lora-rank=2", "--name=style", "--sample-every=12", "--sample-prompt=a star", "--dtype=bfloat16"]
+    assert main(arguments(demo_model_dir, clips, tmp_path, *options, "--mixed-precision=bf16")) == 0
+    assert "style_lora.safetensors" in capsys.readouterr().err
+    assert all(key.startswith("lora_unet_") for key in load_file(tmp_path / "style_lora.safetensors"))
+    assert (tmp_path / "style_samples/00000012_0.gif").is_file()
+
+
+def test_bad_clips_are_named_or_skipped(demo_model_dir, clips, tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in clips.iterdir():
+        (data / path.name).symlink_to(path)
+    (data / "0009.gif").write_bytes(b"GIF89a broken")
+    (data / "0009.txt").write_text("broken")
+    assert main(arguments(demo_model_dir, data, tmp_path / "out", "--steps=4")) == 1
+    assert "0009.gif" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match=r"1 of 5 clips .* are skipped; the first, 0009"):
+        assert main(arguments(demo_model_dir, data, tmp_path / "out", "--steps=1", "--skip-bad")) == 0
+
+
+def test_two_processes_train_one_model(demo_model_dir, clips, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sdvideo_core"]
+    run = arguments(demo_model_dir, clips, tmp_path, "--steps=2", "--ema=0.9")
+    done = subprocess.run([*launch, *run], env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    weights = load_file(tmp_path / "vid_unet.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
+    assert states(tmp_path) == ["step-00000002"]
+    progress = json.loads((tmp_path / "vid_states/step-00000002/progress.json").read_text())
+    assert progress["settings"]["processes"] == 2
+    assert len(progress["losses"]) == 2
