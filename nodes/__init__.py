@@ -10,6 +10,7 @@ from .frames import SDVideoLoadFrameSequence, SDVideoSaveGIF
 from .latents import SDVideoLatentInit, SDVideoVAEDecode
 from .loader import SDVideoModelScopeLoader
 from .sampling import SDVideoDDIMSampler
+from .training import SDVideoDataset, SDVideoTrainLoRA
 
 NODES: list[type[io.ComfyNode]] = [
     SDVideoModelScopeLoader,
@@ -19,6 +20,8 @@ NODES: list[type[io.ComfyNode]] = [
     SDVideoVAEDecode,
     SDVideoLoadFrameSequence,
     SDVideoSaveGIF,
+    SDVideoDataset,
+    SDVideoTrainLoRA,
 ]
 
 

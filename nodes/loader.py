@@ -31,8 +31,9 @@ class SDVideoModelScopeLoader(io.ComfyNode):
                 io.Combo.Input(
                     "model",
                     options=list(model_directories()),
-                    tooltip="Folder in models/text2video that holds configuration.json and the weights. Later "
-                    "releases of the ModelScope weights are licensed for non-commercial use only.",
+                    tooltip="Folder in models/text2video that holds configuration.json and the weights; demo, a "
+                    "small model of moving shapes, comes with SDVideo. Later releases of the ModelScope weights are "
+                    "licensed for non-commercial use only.",
                 ),
             ],
             outputs=[

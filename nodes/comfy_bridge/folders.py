@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import folder_paths
 from comfy.cli_args import args
 
 from ...sdvideo_core.configuration import CONFIG_NAME
+from ...sdvideo_core.demo import demo_model
 from ...sdvideo_core.video_io import is_sequence
 
 MODEL_FOLDER = "text2video"
+DEMO_NAME = "demo"
 
 
 def register_model_folder() -> None:
@@ -21,7 +25,7 @@ def register_model_folder() -> None:
 
 
 def model_directories() -> dict[str, Path]:
-    """Name -> directory of every model, by its configuration.json up to two folders deep."""
+    """Name -> directory of every model, by its configuration.json up to two folders deep; last the shipped one."""
     found = {}
     for root in map(Path, reversed(folder_paths.get_folder_paths(MODEL_FOLDER))):
         for pattern in (
@@ -30,7 +34,10 @@ def model_directories() -> dict[str, Path]:
             f"*/*/{CONFIG_NAME}",
         ):
             found |= {path.parent.relative_to(root).as_posix(): path.parent for path in root.glob(pattern)}
-    return dict(sorted(found.items()))
+    found = dict(sorted(found.items()))
+    with contextlib.suppress(FileNotFoundError):  # installed without it, to save space
+        found.setdefault(DEMO_NAME, demo_model())
+    return found
 
 
 def model_directory(name: str) -> Path:
@@ -52,14 +59,27 @@ def input_sequences() -> list[str]:
 
 
 def stamp(path: Path) -> list[tuple[str, int, int]]:
-    """Changes whenever a file, or a file of a folder, does."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+    """Changes whenever a file, or a file of a folder or its subfolders, does."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(file, file.stat()) for file in files]
+    return [(file.relative_to(path.parent).as_posix(), stat.st_mtime_ns, stat.st_size) for file, stat in stats]
 
 
 def input_path(name: str) -> Path:
     """A file or folder inside ComfyUI's input folder; a path that leaves it is an error."""
     return Path(folder_paths.get_annotated_filepath(name))
+
+
+def clips_folder(name: str) -> Path:
+    """A folder to train on: any by its absolute path, else one inside ComfyUI's input folder."""
+    name = name.strip().strip('"')  # which a path copied on Windows comes in
+    path = Path(name) if Path(name).is_absolute() else input_path(name)
+    if not name or not path.is_dir():
+        inputs = folder_paths.get_input_directory()
+        raise FileNotFoundError(
+            f"directory {name!r} is not a folder; expected one in {inputs}, or an absolute path. Put your clips there."
+        )
+    return path
 
 
 def output_file(prefix: str, suffix: str, width: int, height: int) -> tuple[Path, str]:
@@ -69,8 +89,41 @@ def output_file(prefix: str, suffix: str, width: int, height: int) -> tuple[Path
     return Path(folder) / f"{name}_{counter:05}_{suffix}", subfolder
 
 
+def lora_file(prefix: str) -> tuple[Path, str]:
+    """The next numbered file for a prefix inside models/loras, and its name as Load LoRA lists it."""
+    directory = folder_paths.get_folder_paths("loras")[0]
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, directory)
+    path = Path(folder) / f"{name}_{counter:05}_.safetensors"
+    return path, str(Path(subfolder) / path.name)
+
+
+def temporary_folder() -> Path:
+    """ComfyUI's folder for what nobody keeps, which it clears when it starts."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name, which becomes `path` only if all went well."""
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}; make it writable or free some space") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def workflow_comment(prompt: Any, extra: dict[str, Any] | None) -> str | None:
     """Prompt and workflow as JSON to store in an output, nothing under --disable-metadata."""
     if args.disable_metadata:
         return None
     return json.dumps({"prompt": prompt, **(extra or {})})
+
+
+def workflow_metadata(prompt: Any, extra: dict[str, Any] | None) -> dict[str, str]:
+    """Prompt and workflow as the texts that ComfyUI looks for in a .safetensors file, none under --disable-metadata."""
+    values = {} if args.disable_metadata else {"prompt": prompt, **(extra or {})}
+    return {name: json.dumps(value) for name, value in values.items()}

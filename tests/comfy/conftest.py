@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from sdvideo_core.demo import make_demo_model
+from sdvideo_core.demo.clips import Scene, caption, draw_clip
+from sdvideo_core.demo.untrained import make_demo_model
 from tests.comfy.comfy_child import call_in_comfy
 from tests.comfy.comfy_server import (
     ENVIRONMENT,
@@ -58,6 +59,18 @@ def example_frames(comfy_base: Path) -> Path:
         image = Image.fromarray(floor)
         ImageDraw.Draw(image).ellipse((index * 4, 20, index * 4 + 30, 50), fill=(255, 40, 16 * index))
         image.save(folder / f"frame{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def example_clips(comfy_base: Path) -> Path:
+    """The clips of the example workflow for training: two GIFs with captions, 6 frames of 64x64."""
+    folder, rng = comfy_base / "input" / "example_clips", np.random.default_rng(0)
+    folder.mkdir()
+    for number, scene in enumerate((Scene("red", "circle", "left", "black"), Scene("blue", "star", "up", "white")), 1):
+        first, *rest = map(Image.fromarray, draw_clip(scene, rng, num_frames=6, size=64))
+        first.save(folder / f"{number:04}.gif", save_all=True, append_images=rest)
+        (folder / f"{number:04}.txt").write_text(caption(scene, rng), encoding="utf-8")
     return folder
 
 

@@ -11,7 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from sdvideo_core.demo import DIRECTORY
 from tests.comfy.comfy_server import make_base_directory, start_comfyui
+
+SHIPPED = ["demo"] if DIRECTORY.is_dir() else []
 
 GRAPH = {
     "loader": {"class_type": "SDVideoModelScopeLoader", "inputs": {"model": "demo"}},
@@ -263,16 +266,16 @@ def test_models_are_found_in_every_folder_as_they_come(elsewhere, comfy_demo):
         return options(elsewhere, "SDVideoModelScopeLoader", "model")
 
     assert "IMPORT FAILED" not in elsewhere.startup_log
-    assert models() == []
+    assert models() == SHIPPED
     default, extra = elsewhere.base / "models" / "text2video", elsewhere.base.parent / "videos"
     default.mkdir()
-    assert models() == []
+    assert models() == SHIPPED
     shutil.copytree(comfy_demo, extra / "family" / "demo")
-    assert models() == ["family/demo"]
+    assert models() == ["family/demo", *SHIPPED]
     (default / "near").symlink_to(comfy_demo, target_is_directory=True)
-    assert models() == ["family/demo", "near"]
-    with pytest.raises(RuntimeError, match=r"'demo' not in \['family/demo', 'near'\]"):
-        elsewhere.run(GRAPH)
+    assert models() == ["family/demo", "near", *SHIPPED]
+    with pytest.raises(RuntimeError, match=r"'gone' not in \['family/demo', 'near'"):
+        elsewhere.run(change(GRAPH, "loader", model="gone"))
 
 
 def test_without_metadata_a_gif_holds_none(elsewhere, comfy_demo):

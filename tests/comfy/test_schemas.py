@@ -26,6 +26,11 @@ CONTRACT = {
         ["IMAGE", "num_frames"],
     ),
     "SDVideoSaveGIF": (["images", "filename_prefix", "fps"], []),
+    "SDVideoDataset": (
+        ["directory", "num_frames", "width", "height", "stride", "skip_bad"],
+        ["dataset", "num_clips"],
+    ),
+    "SDVideoTrainLoRA": (["model", "dataset", "steps", "filename_prefix"], ["lora", "loss_curve", "lora_name"]),
 }
 
 # What these list depends on the files a user has.

@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-FOLDER = Path(__file__).parents[2] / "example_workflows"
-NAMES = ("txt2vid", "vid2vid", "txt2vid_stock_nodes", "vid2vid_stock_nodes")
+from sdvideo_core.demo import DIRECTORY
+from sdvideo_core.demo.clips import NUM_FRAMES as NUM_FRAMES_OF_DEMO
+from sdvideo_core.demo.clips import SIZE
+from sdvideo_core.demo.reading import read_scene
+from tests.comfy.comfy_server import make_base_directory, start_comfyui
 
-# For speed; the files say what suits the published models.
+FOLDER = Path(__file__).parents[2] / "example_workflows"
+NAMES = ("txt2vid", "vid2vid", "txt2vid_stock_nodes", "vid2vid_stock_nodes", "train_lora")
+
+# For speed; the files say what suits the demo model that is shipped. Here a tinier one takes its name.
 WIDTH, HEIGHT, NUM_FRAMES, STEPS = 72, 64, 5, 3
 SMALL = {"width": WIDTH, "height": HEIGHT, "num_frames": NUM_FRAMES, "batch_size": NUM_FRAMES, "steps": STEPS}
 TITLE_HEIGHT = 30  # the browser draws it above a node's position
@@ -30,10 +36,9 @@ def small_graph(server, workflow):
 
 
 def saved_image(server, history):
-    """The file of a graph's only output node, opened."""
-    (output,) = (o for o in history["outputs"].values() if o.get("images"))
-    (saved,) = output["images"]
-    assert saved["type"] == "output"
+    """The only file that a graph saved, opened."""
+    images = [image for output in history["outputs"].values() for image in output.get("images", [])]
+    (saved,) = (image for image in images if image["type"] == "output")
     return Image.open(io.BytesIO(server.view(**saved)))
 
 
@@ -45,7 +50,7 @@ def test_every_workflow_file_is_a_template(server):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_runs_and_writes_its_video(server, comfy_demo, example_frames, name):
+def test_a_workflow_runs_and_writes_its_video(server, comfy_demo, example_frames, example_clips, name):
     history = server.run(small_graph(server, read(name)))
     with saved_image(server, history) as image:
         assert image.format == ("WEBP" if "stock" in name else "GIF")
@@ -54,6 +59,17 @@ def test_a_workflow_runs_and_writes_its_video(server, comfy_demo, example_frames
     assert len(frames) == NUM_FRAMES
     assert all(frame.std() > 1 for frame in frames)
     assert all(abs(before - after).max() > 8 for before, after in itertools.pairwise(frames))
+
+
+@pytest.mark.skipif(not DIRECTORY.is_dir(), reason="this checkout has no demo model in sdvideo_core/assets")
+def test_a_fresh_install_draws_what_the_prompt_says(comfyui, tmp_path):
+    with start_comfyui(comfyui, make_base_directory(tmp_path / "base")) as fresh:
+        history = fresh.run(fresh.api_graph(read("txt2vid")), timeout=300)
+        with saved_image(fresh, history) as image:
+            video = np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)])
+    assert video.shape == (NUM_FRAMES_OF_DEMO, SIZE, SIZE, 3)
+    reading = read_scene(video)
+    assert (reading.color, reading.shape, reading.motion) == ("red", "circle", "left")
 
 
 def test_a_gif_carries_the_graph_and_the_workflow_that_made_it(server, comfy_demo):
@@ -65,23 +81,32 @@ def test_a_gif_carries_the_graph_and_the_workflow_that_made_it(server, comfy_dem
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_values_of_a_workflow_suit_the_published_models(server, comfy_demo, example_frames, name):
+def test_the_values_of_a_workflow_suit_the_demo_model(server, comfy_demo, example_frames, name):
     values = {}
     for node in server.api_graph(read(name)).values():
         values |= {key: value for key, value in node["inputs"].items() if not isinstance(value, list)}
-    video = name.startswith("vid2vid")
-    expected = {"model": "demo", "width": 256, "height": 256, "cfg": 9.0, "steps": 25 if video else 50, "fps": 8.0}
+    expected = {"model": "demo", "width": SIZE, "height": SIZE, "cfg": 6.0, "steps": 25, "fps": 8.0}
     assert {key: values[key] for key in expected} == expected
-    assert values.get("num_frames", values.get("batch_size")) == 16
-    assert values["denoise"] == (0.7 if video else 1.0)
+    assert values.get("num_frames", values.get("batch_size")) == NUM_FRAMES_OF_DEMO
+    assert values["denoise"] == (0.7 if name.startswith("vid2vid") else 1.0)
+
+
+def test_clips_are_trained_on_at_the_size_they_are_sampled_at():
+    dataset, latent = (
+        next(node["widgets_values"] for node in read("train_lora")["nodes"] if node["type"] == kind)
+        for kind in ("SDVideoDataset", "SDVideoLatentInit")
+    )
+    assert dataset == ["example_clips", NUM_FRAMES_OF_DEMO, SIZE, SIZE, 1, False]
+    assert latent == [SIZE, SIZE, NUM_FRAMES_OF_DEMO]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_workflow_says_which_files_it_needs(name):
     (note,) = (node for node in read(name)["nodes"] if node["type"] == "MarkdownNote")
     (text,) = note["widgets_values"]
+    assert "`demo` comes with SDVideo" in text
     assert "models/text2video/<name>/configuration.json" in text
-    assert ("ComfyUI/input" in text) == name.startswith("vid2vid")
+    assert ("ComfyUI/input" in text) == (not name.startswith("txt2vid"))
 
 
 @pytest.mark.parametrize("name", NAMES)
