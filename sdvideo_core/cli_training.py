@@ -21,7 +21,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 TRAINER_OPTIONS = (
     "seed", "epochs", "gradient_accumulation", "lora_rank", "train_only", "lr", "scale_lr", "lr_delay", "lr_warmup",
     "lr_decay", "lr_min", "weight_decay", "max_grad_norm", "adam8bit", "mixed_precision", "gradient_checkpointing",
-    "xformers", "compile", "ema", "unconditional_ratio", "noise_offset", "min_snr_gamma", "start_noise", "log_with",
+    "xformers", "compile", "ema", "unconditional_ratio", "noise_offset", "min_snr_gamma", "snr_floor", "start_noise",
+    "log_with",
 )
 # fmt: on
 
@@ -77,6 +78,7 @@ def _add_train(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int,
     add("--unconditional-ratio", type=float, default=0.1, metavar="0..1", help="captions replaced by an empty one")
     add("--noise-offset", type=float, default=0.0, help="0..0.2: for darker and brighter videos")
     add("--min-snr-gamma", type=float, default=None, help="weigh timesteps by min-SNR; 5 is usual")
+    add("--snr-floor", type=float, default=0.0, help="more weight for noisy timesteps; 1 is usual")
     add("--start-noise", type=float, default=0.0, metavar="0..1", help="share of samples that start from pure noise")
     add("--sample-every", type=int, default=None, metavar="STEPS", help="write a GIF of each --sample-prompt")
     add("--sample-prompt", action="append", default=[], metavar="PROMPT", help="may be given several times")

@@ -51,8 +51,8 @@ class Amounts:
     vae_frames: int = 500  # steps on whole frames
     text: int = 500  # steps
     clips: int = 2661  # three of every scene
-    every_second_frame: int = 3000  # steps of the UNet: a clip costs half, and teaches most of what a whole one does
-    every_frame: int = 1800  # steps of the UNet
+    every_second_frame: int = 3200  # steps of the UNet: a clip costs half, and teaches most of what a whole one does
+    every_frame: int = 1900  # steps of the UNet
 
 
 class Recipe:
@@ -124,6 +124,7 @@ class Recipe:
                 mixed_precision="bf16",
                 ema=0.998,
                 min_snr_gamma=5.0,
+                snr_floor=0.25,
                 start_noise=0.2,
                 weight_decay=1e-3,
                 betas=(0.9, 0.99),

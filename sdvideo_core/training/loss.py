@@ -35,6 +35,8 @@ class DiffusionLoss:
 
     noise_offset: standard deviation of a constant added to each frame's noise, 0..0.2, for darker and brighter videos.
     min_snr_gamma: weight of easy timesteps, min(snr, gamma) / snr (Hang et al. 2023); 5 is usual, None is no weighting.
+    snr_floor: weight of noisy timesteps, max(snr, floor) / snr: a small error of eps is a large one of the clean video
+    there, where it is decided what the video shows (Salimans & Ho 2022, with 1); 0 is no weighting.
     start_noise: share of samples, 0..1, that see the pure noise sampling starts from. The schedule's noisiest timestep
     still shows the video, sampling's does not (Lin et al. 2024); a network that relies on it starts wrong.
     """
@@ -42,6 +44,7 @@ class DiffusionLoss:
     schedule: NoiseSchedule
     noise_offset: float = 0.0
     min_snr_gamma: float | None = None
+    snr_floor: float = 0.0
     start_noise: float = 0.0
 
     def __call__(self, network: EpsNetwork, latents: Tensor, generator: torch.Generator) -> Tensor:
@@ -88,7 +91,7 @@ class DiffusionLoss:
 
     def _weights(self, alphas: Tensor, signal: Tensor) -> Tensor:
         snr = alphas / (1 - alphas)
-        weights = torch.ones_like(snr) if self.min_snr_gamma is None else (self.min_snr_gamma / snr).clamp(max=1)
+        weights = snr.clamp(min=self.snr_floor, max=self.min_snr_gamma) / snr
         start = (START_WEIGHT / snr).clamp(max=MAX_START_WEIGHT)  # an error of the clean video, not of eps
         return torch.where(signal < 1, start, weights)
 

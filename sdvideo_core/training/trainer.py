@@ -56,8 +56,9 @@ class SDVideoTrainer:
     mixed_precision: str = "no"  # "no", "bf16" or, on CUDA, "fp16"
     ema: float | None = None  # share of the running average kept at each step, such as 0.999; it is what is saved
     max_grad_norm: float | None = 1.0
-    noise_offset: float = 0.0  # see DiffusionLoss for these three
+    noise_offset: float = 0.0  # see DiffusionLoss for these four
     min_snr_gamma: float | None = None
+    snr_floor: float = 0.0
     start_noise: float = 0.0
     lora_rank: int | None = None  # train a LoRA of this rank in place of the weights
     train_only: str = "all"  # or "temporal": only the layers that mix frames
@@ -138,9 +139,8 @@ class _Run:
         per_epoch = max(1, len(loader) // trainer.gradient_accumulation)
         self.total_steps = steps if steps is not None else trainer.epochs * per_epoch
         self.rate = self._lr_schedule(rate)
-        self.loss = DiffusionLoss(
-            trainer.model.schedule, trainer.noise_offset, trainer.min_snr_gamma, trainer.start_noise
-        )
+        t = trainer
+        self.loss = DiffusionLoss(t.model.schedule, t.noise_offset, t.min_snr_gamma, t.snr_floor, t.start_noise)
         self.progress = self._resume()
 
     def __enter__(self) -> _Run:

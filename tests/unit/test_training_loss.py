@@ -65,6 +65,8 @@ def test_min_snr_weights_are_diffusers():
     noised = DiffusionLoss(SCHEDULE, min_snr_gamma=5.0).add_noise(latents(), generator())
     snr = compute_snr(PEER, noised.timesteps)
     torch.testing.assert_close(noised.weights, snr.clamp(max=5.0) / snr, rtol=1e-4, atol=0)
+    floored = DiffusionLoss(SCHEDULE, min_snr_gamma=5.0, snr_floor=1.0).add_noise(latents(), generator())
+    torch.testing.assert_close(floored.weights, snr.clamp(1.0, 5.0) / snr, rtol=1e-4, atol=0)
     unweighted = DiffusionLoss(SCHEDULE).add_noise(latents(), generator())
     assert torch.equal(unweighted.weights, torch.ones(8))
 
