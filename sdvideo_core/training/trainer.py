@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, DynamoBackend, TorchDynamoPlugin
+from accelerate.utils import DataLoaderConfiguration, DistributedType, DynamoBackend, TorchDynamoPlugin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -25,6 +25,8 @@ from .lr_schedule import LRSchedule
 from .network import Network
 from .samples import save_samples
 from .state import Progress, load_state, newest_state, save_state
+
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 StepCallback = Callable[[int, int, float], object]  # (steps done, steps in all, loss); may raise to stop the run
 
@@ -90,6 +92,7 @@ class SDVideoTrainer:
         Every save_every steps, and at the end, the file of weights and the state to resume from are written; every
         sample_every steps a GIF of each of sample_prompts. At the end the loss plot is, too.
         """
+        _check_counts(steps=steps, log_every=log_every, save_every=save_every, sample_every=sample_every)
         run = _Run(self, run_name, steps)
         with run:
             self.losses = run.progress.losses
@@ -113,9 +116,7 @@ class SDVideoTrainer:
                 f"the model's weights are {self.model.dtype}, too coarse for small steps; "
                 "load it with dtype=torch.float32 and set mixed_precision, or set lora_rank"
             )
-        for name, least in (("epochs", 1), ("gradient_accumulation", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}; it must be at least {least}")
+        _check_counts(epochs=self.epochs, gradient_accumulation=self.gradient_accumulation)
         for name in ("unconditional_ratio", "start_noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it is a share of the samples, 0..1")
@@ -128,31 +129,39 @@ class _Run:
 
     def __init__(self, trainer: SDVideoTrainer, name: str, steps: int | None):
         self.trainer, self.name, self.output = trainer, name, Path(trainer.output_dir)
-        self.accelerator = _accelerator(trainer, self.output)
-        self.network = Network(trainer.model.unet, trainer.lora_rank, trainer.train_only, trainer.seed)
-        parameters = self.network.trainable()
-        self.ema = EMA(parameters, trainer.ema) if trainer.ema is not None else None
-        rate = trainer.lr * self._lr_scale()
-        optimizer = _optimizer(list(parameters.values()), rate, trainer)
-        self.prepared, self.optimizer, loader = self.accelerator.prepare(self.network, optimizer, trainer.dataloader)
-        self.batches = Batches(trainer, loader, self.accelerator)
-        per_epoch = max(1, len(loader) // trainer.gradient_accumulation)
-        self.total_steps = steps if steps is not None else trainer.epochs * per_epoch
-        self.rate = self._lr_schedule(rate)
-        t = trainer
-        self.loss = DiffusionLoss(t.model.schedule, t.noise_offset, t.min_snr_gamma, t.snr_floor, t.start_noise)
-        self.progress = self._resume()
+        self.total_steps = steps if steps is not None else 0
+        self.cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> _Run:
-        self.network.begin(self.trainer.xformers, self.trainer.gradient_checkpointing)
-        if self.trainer.log_with:
-            self.accelerator.init_trackers(self.name)
+        with contextlib.ExitStack() as stack:  # undoes what was done where a part of it fails
+            self._prepare(stack)
+            self.cleanup = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.network.end()
-        self.accelerator.end_training()
-        self.accelerator.free_memory()
+        self.cleanup.close()
+
+    def _prepare(self, stack: contextlib.ExitStack) -> None:
+        t = self.trainer
+        self.accelerator = _accelerator(t, self.output)
+        stack.callback(self.accelerator.free_memory)
+        _check_sharding(t, self.accelerator)
+        self.network = Network(t.model.unet, t.lora_rank, t.train_only, t.seed)
+        stack.callback(self.network.end)
+        parameters = self.network.trainable()
+        self.ema = EMA(parameters, t.ema) if t.ema is not None else None
+        rate = t.lr * self._lr_scale()
+        optimizer = _optimizer(list(parameters.values()), rate, t)
+        self.prepared, self.optimizer, loader = self.accelerator.prepare(self.network, optimizer, t.dataloader)
+        self.batches = Batches(t, loader, self.accelerator)
+        self.total_steps = self.total_steps or t.epochs * max(1, len(loader) // t.gradient_accumulation)
+        self.rate = self._lr_schedule(rate)
+        self.loss = DiffusionLoss(t.model.schedule, t.noise_offset, t.min_snr_gamma, t.snr_floor, t.start_noise)
+        self.progress = self._resume()
+        self.network.begin(t.xformers, t.gradient_checkpointing)
+        if t.log_with:
+            self.accelerator.init_trackers(self.name)
+            stack.callback(self.accelerator.end_training)
 
     def steps(self, bar: bool, log_every: int) -> Iterator[int]:
         """Takes the steps that are left; yields how many are done after each."""
@@ -262,6 +271,12 @@ class _Run:
         return LRSchedule(lr, t.lr_delay, t.lr_warmup, hold if t.lr_decay else None, t.lr_decay, t.lr_min)
 
 
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}; it must be at least 1")
+
+
 def _accelerator(trainer: SDVideoTrainer, output: Path) -> Accelerator:
     AcceleratorState._reset_state()  # one process may train with other settings than before, as ComfyUI's does
     output.mkdir(parents=True, exist_ok=True)
@@ -273,6 +288,14 @@ def _accelerator(trainer: SDVideoTrainer, output: Path) -> Accelerator:
         project_dir=output,
         dynamo_plugin=TorchDynamoPlugin(backend=DynamoBackend.INDUCTOR, dynamic=False) if trainer.compile else None,
     )
+
+
+def _check_sharding(trainer: SDVideoTrainer, accelerator: Accelerator) -> None:
+    """Averages and LoRA need whole weights in every process."""
+    option = "ema" if trainer.ema is not None else "lora_rank" if trainer.lora_rank is not None else None
+    if option and accelerator.distributed_type in SHARDED:
+        kind = accelerator.distributed_type.value
+        raise ValueError(f"{option}={getattr(trainer, option)} with {kind}, which splits the weights; launch with DDP")
 
 
 def _optimizer(parameters: list[nn.Parameter], lr: float, trainer: SDVideoTrainer) -> torch.optim.Optimizer:

@@ -4,9 +4,11 @@ import sys
 
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
 from torch.utils.data import DataLoader
 
 from sdvideo_core import SDVideo
+from sdvideo_core.attention import sdpa
 from sdvideo_core.training import SDVideoTrainer
 
 CLIPS = [(torch.zeros(2, 4, 4, 4), "a clip")] * 2
@@ -51,6 +53,12 @@ def test_settings_of_parts_are_checked_before_a_step(demo_model, tmp_path, optio
     with pytest.raises(ValueError, match=message):
         trainer(demo_model, tmp_path, **options).train(steps=1, bar=False)
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["steps", "log_every", "save_every", "sample_every"])
+def test_counts_of_a_run_are_checked(demo_model, tmp_path, name):
+    with pytest.raises(ValueError, match=f"^{name}=0; it must be at least 1$"):
+        trainer(demo_model, tmp_path).train(bar=False, **{name: 0})
 
 
 def test_half_weights_are_refused_unless_for_a_lora(demo_model_dir, tmp_path):
@@ -103,6 +111,22 @@ def test_missing_bitsandbytes_is_named(demo_model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(ImportError, match="adam8bit needs the package bitsandbytes, which is missing; pip install"):
         trainer(demo_model, tmp_path, adam8bit=True).train(steps=1, bar=False)
+
+
+@pytest.mark.parametrize("options", [{"ema": 0.9}, {"lora_rank": 2}])
+def test_split_weights_are_refused_where_whole_ones_are_needed(demo_model_dir, tmp_path, options, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    model = SDVideo(demo_model_dir, amp=False)
+    with pytest.raises(ValueError, match="with FSDP, which splits the weights; launch with DDP"):
+        trainer(model, tmp_path, **options).train(steps=1, bar=False)
+
+
+def test_a_run_that_cannot_begin_leaves_the_model_as_it_was(demo_model_dir, tmp_path):
+    model = SDVideo(demo_model_dir, amp=False)
+    with pytest.raises(FileNotFoundError):
+        trainer(model, tmp_path, lora_rank=2, load_state=tmp_path).train(steps=1, bar=False)
+    assert all(p.requires_grad for p in model.unet.parameters())
+    assert model.unet.attention is sdpa
 
 
 def test_a_stopped_run_leaves_the_model_usable(demo_model_dir, tmp_path):
