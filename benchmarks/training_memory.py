@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sdvideo_core.attention import AttentionFunction, products, sdpa
 from sdvideo_core.config import UNetConfig
 from sdvideo_core.demo.recipe import CONFIG
 from sdvideo_core.training.network import Network
@@ -105,9 +106,10 @@ def forward(made: Network, batch: Batch, way: Way, device: str) -> Tensor:
         return made(*batch.tensors(device))
 
 
-def estimate(config: UNetConfig, batch: Batch, way: Way) -> dict[str, int]:
+def estimate(config: UNetConfig, batch: Batch, way: Way, attention: AttentionFunction) -> dict[str, int]:
     """Bytes by what they are for."""
     made = network(config, way, "meta")
+    made.unet.attention = attention
     trained = sum(p.numel() for p in made.trainable().values())
     parts = {
         "weights": sum(p.numel() * p.element_size() for p in made.parameters()),
@@ -180,7 +182,7 @@ def main() -> None:
         for checkpointing in (False, True):
             for precision in ("no", "bf16"):
                 way = replace(kind, gradient_checkpointing=checkpointing, mixed_precision=precision)
-                demo, full = estimate(*DEMO, way), estimate(*FULL, way)
+                demo, full = estimate(*DEMO, way, products), estimate(*FULL, way, sdpa)  # as on a CPU, as on a GPU
                 rows.append({"way": asdict(way), "demo": demo, "demo_measured": measure_in_child(way), "full": full})
                 measured, guessed = rows[-1]["demo_measured"] / MIB, demo["total"] / MIB
                 sys.stdout.write(

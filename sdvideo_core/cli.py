@@ -37,13 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         return args.run(args) or 0
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         sys.stderr.write(f"sdvideo: {error}\n")
         return 1
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
-        sys.stderr.write("sdvideo: out of memory; use --dtype float16, a smaller size or fewer frames\n")
+        sys.stderr.write(f"sdvideo: out of memory; use {args.lighter}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("sdvideo: stopped\n")
@@ -78,7 +78,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 def _command(commands: Any, run: Any, summary: str) -> argparse.ArgumentParser:
     description = summary.capitalize() + "."
     parser = commands.add_parser(run.__name__, help=summary, description=description, formatter_class=_Help)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, lighter="--dtype float16, a smaller size or fewer frames")
     return parser
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch.utils.data import DataLoader, Dataset
-
     from .pipeline import SDVideo
+    from .training import CachedDataset
+    from .training.datasets import ClipDataset
 
 DTYPES = ("float32", "float16", "bfloat16")
 # Options that are arguments of SDVideoTrainer by the same name.
@@ -35,21 +35,21 @@ def add_commands(commands: Any, command: Command, size: Callable[[str], tuple[in
 
 
 def _add_data(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, int]], data: str) -> None:
-    parser.add_argument(
-        "--model", required=True, metavar="DIR", help="directory with configuration.json and the weights"
-    )
-    parser.add_argument("--data", required=True, metavar="DIR", help=data)
-    parser.add_argument("--frames", type=int, default=16, help="frames of each clip; shorter clips play back and forth")
-    parser.add_argument("--stride", type=int, default=1, help="take every n-th frame")
-    parser.add_argument("--size", type=size, default="256x256", help="WIDTHxHEIGHT clips are scaled and cropped to")
-    parser.add_argument("--skip-bad", action="store_true", help="leave clips out that cannot be used, and count them")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights; half only with --lora-rank")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:1; auto: cuda if there is one")
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="directory with configuration.json and the weights")
+    add("--data", required=True, metavar="DIR", help=data)
+    add("--frames", type=int, default=None, help="of each clip; shorter clips play back and forth; default: 16")
+    add("--stride", type=int, default=None, help="take every n-th frame; default: 1")
+    add("--size", type=size, default=None, help="WIDTHxHEIGHT clips are scaled and cropped to; default: 256x256")
+    add("--skip-bad", action="store_true", help="leave clips out that cannot be used, and count them")
+    add("--device", default="auto", help="cpu, cuda or cuda:1; auto: cuda if there is one")
 
 
 def _add_train(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, int]]) -> None:
     _add_data(parser, size, "0001.gif + 0001.txt, videos + texts, frames/ID + text/ID.txt, or what `cache` wrote")
     add = parser.add_argument
+    parser.set_defaults(lighter="--gradient-checkpointing, --lora-rank, a smaller --size or fewer --frames")
+    add("--dtype", default="float32", choices=DTYPES, help="of the weights; half only with --lora-rank")
     add("--out", required=True, metavar="DIR", help="where weights, states, samples and the loss plot go")
     add("--name", default="vid", help="of the run: DIR/<name>_unet.safetensors, or _lora.safetensors")
     add("--steps", type=int, default=None, help="optimizer steps in all; default: --epochs times through the data")
@@ -95,14 +95,21 @@ def _add_cache(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int,
 
 
 def train(args: argparse.Namespace) -> None:
-    from .training import SDVideoTrainer
+    from torch.utils.data import DataLoader
 
-    is_cache = _is_cache(args.data)
-    loader = _loader(args, is_cache)
+    from .training import CachedDataset, SDVideoTrainer, collate_cached, collate_fn
+
+    is_cache = _is_cache(Path(args.data))
+    data: Any = CachedDataset(args.data) if is_cache else _dataset(args)
+    collate = (
+        partial(collate_cached, num_frames=args.frames) if is_cache else partial(collate_fn, **_clip_options(args))
+    )
     model = _load(args)
+    if is_cache:
+        _check_cache(args, data, model)
     trainer = SDVideoTrainer(
         model,
-        loader,
+        DataLoader(data, args.batch_size, shuffle=True, num_workers=args.workers, collate_fn=collate),
         args.out,
         load_state=args.resume,
         preencoded_img=is_cache,
@@ -116,35 +123,36 @@ def train(args: argparse.Namespace) -> None:
 def cache(args: argparse.Namespace) -> None:
     from .training import encode_dataset
 
-    dataset = _dataset(args)
-    encode_dataset(_load(args), dataset, args.out, args.frames, args.size, stride=args.stride, bar=True)
-    sys.stderr.write(f"Wrote {args.out}: {len(dataset)} clips of {args.frames} frames\n")
+    dataset, options = _dataset(args), _clip_options(args)
+    encode_dataset(_load(args), dataset, args.out, bar=True, **options)
+    sys.stderr.write(f"Wrote {args.out}: {len(dataset)} clips of {options['num_frames']} frames\n")
 
 
-def _is_cache(directory: str) -> bool:
-    from .training.cache import INDEX_NAME
+def _is_cache(directory: Path) -> bool:
+    """Whether it is what `cache` wrote, also where that was not finished."""
+    from .training.cache import EMPTY_NAME, INDEX_NAME
 
-    return (Path(directory) / INDEX_NAME).is_file()
-
-
-def _loader(args: argparse.Namespace, is_cache: bool) -> DataLoader[Any]:
-    from torch.utils.data import DataLoader
-
-    from .training import CachedDataset, collate_cached, collate_fn
-
-    dataset: Dataset[Any] = CachedDataset(args.data) if is_cache else _dataset(args)
-    collate = collate_cached if is_cache else partial(collate_fn, **_clip_options(args))
-    return DataLoader(dataset, args.batch_size, shuffle=True, num_workers=args.workers, collate_fn=collate)
+    return any((directory / name).is_file() for name in (INDEX_NAME, EMPTY_NAME))
 
 
-def _dataset(args: argparse.Namespace) -> Any:
+def _check_cache(args: argparse.Namespace, dataset: CachedDataset, model: SDVideo) -> None:
+    for name in ("size", "stride"):
+        if getattr(args, name) is not None:
+            raise ValueError(
+                f"--{name} cannot change what {args.data} holds; leave it out, or run `sdvideo cache` again"
+            )
+    dataset.check_model(model)
+
+
+def _dataset(args: argparse.Namespace) -> ClipDataset:
     from .training import open_dataset
 
-    return open_dataset(args.data, args.skip_bad, max_frames=(args.frames - 1) * args.stride + 1)
+    options = _clip_options(args)
+    return open_dataset(args.data, args.skip_bad, max_frames=(options["num_frames"] - 1) * options["stride"] + 1)
 
 
 def _clip_options(args: argparse.Namespace) -> dict[str, Any]:
-    return {"num_frames": args.frames, "image_size": args.size, "stride": args.stride}
+    return {"num_frames": args.frames or 16, "image_size": args.size or (256, 256), "stride": args.stride or 1}
 
 
 def _load(args: argparse.Namespace) -> SDVideo:

@@ -12,7 +12,7 @@ import folder_paths
 from comfy.cli_args import args
 
 from ...sdvideo_core.configuration import CONFIG_NAME
-from ...sdvideo_core.demo import demo_model
+from ...sdvideo_core.demo import EXAMPLES, demo_model
 from ...sdvideo_core.video_io import is_sequence
 
 MODEL_FOLDER = "text2video"
@@ -55,7 +55,9 @@ def input_sequences() -> list[str]:
     """What Load Frame Sequence can read in the input folder: folders with pictures, animations and videos."""
     root = Path(folder_paths.get_input_directory())
     found = (path for pattern in ("*", "*/*") for path in root.glob(pattern) if is_sequence(path))
-    return sorted(path.relative_to(root).as_posix() for path in found)
+    names = sorted(path.relative_to(root).as_posix() for path in found)
+    examples = sorted(path.name for path in EXAMPLES.glob("*") if is_sequence(path) and path.name not in names)
+    return names + examples
 
 
 def stamp(path: Path) -> list[tuple[str, int, int]]:
@@ -66,8 +68,10 @@ def stamp(path: Path) -> list[tuple[str, int, int]]:
 
 
 def input_path(name: str) -> Path:
-    """A file or folder inside ComfyUI's input folder; a path that leaves it is an error."""
-    return Path(folder_paths.get_annotated_filepath(name))
+    """A file or folder inside ComfyUI's input folder, else an example of that name; a path out of it is an error."""
+    path = Path(folder_paths.get_annotated_filepath(name))
+    example = EXAMPLES / Path(name).name
+    return example if not path.exists() and example.name == name and example.is_dir() else path
 
 
 def clips_folder(name: str) -> Path:

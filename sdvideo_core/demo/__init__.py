@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-DIRECTORY = Path(__file__).parents[1] / "assets" / "demo_model"
+ASSETS = Path(__file__).parents[1] / "assets"
+DIRECTORY = ASSETS / "demo_model"
+EXAMPLES = ASSETS / "examples"  # frames and clips that the example graphs start from
 
 
 def demo_model() -> Path:

@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator, skip_first_batches
 from torch import Tensor
 
-from ..blocks import to_video
 from ..schedule import NoiseSchedule
 from ..text_encoder import TextEncoder
 from ..unet import UNetSD
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from .trainer import SDVideoTrainer
 
 
-READING, NOISE = 0, 1  # what a batch's generators are for
+ORDER, READING, NOISE = range(3)  # what generators are for
 
 
 class Model(Protocol):
@@ -68,7 +67,7 @@ class Batches:
         """Latents (B, 4, F, h, w), context (B, N, D) and the generator of batch 0, 1, ... of this process."""
         batch = self._read(number)
         check_batch(batch, preencoded_img=self.trainer.preencoded_img, preencoded_txt=self.trainer.preencoded_txt)
-        generator = self._generator(number, NOISE)
+        generator = self._generator(number, NOISE, self.accelerator.process_index)
         latents = self._latents(batch["pixel_values"])
         self.video_size = (latents.shape[2], latents.shape[3], latents.shape[4])
         return latents, self._context(batch["text"], generator), generator
@@ -83,31 +82,36 @@ class Batches:
 
     def _read(self, number: int) -> dict[str, Any]:
         epoch, place = divmod(number, len(self.loader))
-        with self.randomness(self._generator(number, READING)):
-            if number != self._next or place == 0:
+        starts = number != self._next or place == 0
+        # What a sampler draws at its start is the epoch's, wherever in the epoch a run begins, and in every process.
+        generator = self._generator(epoch, ORDER) if starts else self._generator(number, READING)
+        with self.randomness(generator):
+            if starts:
                 self.loader.set_epoch(epoch)
                 self._iterator = iter(skip_first_batches(self.loader, place) if place else self.loader)
             self._next = number + 1
             return next(self._iterator)
 
-    def _generator(self, number: int, purpose: int) -> torch.Generator:
-        parts = [self.trainer.seed, number, self.accelerator.process_index, purpose]
-        seed = np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]
+    def _generator(self, *parts: int) -> torch.Generator:
+        seed = np.random.SeedSequence([self.trainer.seed, *parts]).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 
     @torch.no_grad()
     def _latents(self, pixel_values: Tensor) -> Tensor:
-        num_frames = pixel_values.shape[1]
-        frames = pixel_values.to(self.accelerator.device).flatten(0, 1)
+        """Clip by clip, as the cache encodes them: in larger batches the last bits differ."""
+        clips = pixel_values.to(self.accelerator.device)
         if not self.trainer.preencoded_img:
-            frames = self.model.vae.encode(frames.to(self.model.dtype))
-        return to_video(frames.float(), num_frames)
+            clips = torch.stack([self.model.vae.encode(clip) for clip in clips.to(self.model.dtype)])
+        return clips.float().transpose(1, 2)
 
     @torch.no_grad()
     def _context(self, text: list[str] | Tensor, generator: torch.Generator) -> Tensor:
         dropped = torch.rand(len(text), generator=generator) < self.trainer.unconditional_ratio
         if isinstance(text, Tensor):
-            empty = self.model.text_encoder([""]).to(text.device, text.dtype)
-            text = torch.where(dropped.to(text.device)[:, None, None], empty, text)
-            return text.to(self.accelerator.device)
-        return self.model.text_encoder(["" if drop else caption for caption, drop in zip(text, dropped, strict=True)])
+            captions = list(text.to(self.accelerator.device).split(1))
+        else:
+            captions = [self.model.text_encoder([caption]) for caption in text]
+        if dropped.any():
+            empty = self.model.text_encoder([""])
+            captions = [empty if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
+        return torch.cat([caption.float() for caption in captions])

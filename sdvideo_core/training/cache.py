@@ -91,7 +91,7 @@ def encode_dataset(
         raise CacheError(f"the dataset for the cache {directory} is empty, expected at least 1 clip; add clips")
     settings = {
         **{"num_frames": num_frames, "width": image_size[0], "height": image_size[1], "stride": stride},
-        **{"dtype": str(dtype).removeprefix("torch."), "weights": _fingerprint(model.vae, model.text_encoder)},
+        **{"dtype": str(dtype).removeprefix("torch."), **_maker(model)},
     }
     common = _common_header(settings)
     (directory / INDEX_NAME).unlink(missing_ok=True)
@@ -129,6 +129,18 @@ class CachedDataset(Dataset[CachedItem]):
         for path in (*self.paths, self.directory / EMPTY_NAME):
             _check_header(path, _common_header(self.settings))
         self.empty_context = _read_tensors(self.directory / EMPTY_NAME, "context")[0].clone()  # maps no file
+
+    def check_model(self, model: Encoders) -> None:
+        """Raise CacheError if another autoencoder or text encoder than the model's wrote the cache.
+
+        Only weights of one precision can be compared; others pass.
+        """
+        made, given = {key: self.settings.get(key) for key in ("precision", "weights")}, _maker(model)
+        if made["precision"] == given["precision"] and made != given:
+            raise CacheError(
+                f"{self.directory} was encoded by another model's autoencoder or text encoder; "
+                "train that model, or encode again with this one"
+            )
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -176,6 +188,11 @@ def _encode_clip(model: Encoders, item: Mapping[str, Any], pixels: Tensor, dtype
 
 def _encode_text(model: Encoders, text: str, dtype: torch.dtype) -> Tensor:
     return model.text_encoder([text])[0].to("cpu", dtype).contiguous()
+
+
+def _maker(model: Encoders) -> dict[str, str]:
+    precision = str(next(model.vae.parameters()).dtype).removeprefix("torch.")
+    return {"precision": precision, "weights": _fingerprint(model.vae, model.text_encoder)}
 
 
 def _fingerprint(*modules: nn.Module) -> str:

@@ -72,15 +72,18 @@ class DiffusionLoss:
     def _timesteps(self, batch: int, generator: torch.Generator) -> Tensor:
         """Random timesteps, one from each of `batch` equal parts of the schedule: evener than independent ones."""
         places = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-        return (places * self.schedule.num_timesteps).long()
+        return self._index(places)
 
     def _at_the_start(self, timesteps: Tensor, signal: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         chosen, without, place, amount = torch.rand((4, len(timesteps)), generator=generator)
-        steps = self.schedule.num_timesteps
-        start = ((START_FROM + (1 - START_FROM) * place) * steps).long()
+        start = self._index(START_FROM + (1 - START_FROM) * place)
         reduced = torch.where(without < WITHOUT_SIGNAL, torch.zeros_like(amount), amount**2)
         is_start = chosen < self.start_noise
         return torch.where(is_start, start, timesteps), torch.where(is_start, reduced, signal)
+
+    def _index(self, places: Tensor) -> Tensor:
+        """Places 0..1 in the schedule -> timesteps; float32 rounds the last places up to 1."""
+        return (places * self.schedule.num_timesteps).long().clamp(max=self.schedule.num_timesteps - 1)
 
     def _noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         noise = draw_noise(shape, generator)

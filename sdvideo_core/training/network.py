@@ -30,7 +30,8 @@ class Network(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         lora = LoRA(unet, lora_rank, targets=train_only, generator=generator) if lora_rank is not None else None
         self.lora = lora
-        self._before = {name: p.requires_grad for name, p in unet.named_parameters()}, unet.attention, unet.training
+        self._requires_grad = [(p, p.requires_grad) for p in unet.parameters()]
+        self._before = unet.attention, unet.gradient_checkpointing, unet.training
         unet.requires_grad_(False)
         if self.lora is None:
             for module in unet.modules():
@@ -52,13 +53,12 @@ class Network(nn.Module):
             self.lora.attach()
 
     def end(self) -> None:
-        requires_grad, self.unet.attention, training = self._before
-        self.unet.gradient_checkpointing = False
+        self.unet.attention, self.unet.gradient_checkpointing, training = self._before
         self.unet.train(training)
         if self.lora:
             self.lora.detach()
-        for name, parameter in self.unet.named_parameters():
-            parameter.requires_grad_(requires_grad[name])
+        for parameter, requires_grad in self._requires_grad:
+            parameter.requires_grad_(requires_grad)
             parameter.grad = None
 
     def save(self, weights: dict[str, Tensor], path: Path, dtype: torch.dtype, step: int) -> None:
@@ -67,8 +67,16 @@ class Network(nn.Module):
         if self.lora:
             save_lora(self.lora, path, dtype, metadata)
             return
-        # Wrappers put their own names before the network's.
-        unet = {key.rpartition("unet.")[2]: value.to(dtype).contiguous() for key, value in weights.items()}
+        unet = {
+            own_name(key).removeprefix("unet."): value.to("cpu", dtype).contiguous() for key, value in weights.items()
+        }
         temporary = path.with_name(f".{path.name}.tmp")
         save_file(unet, temporary, metadata | {"format": "pt"})
         temporary.replace(path)
+
+
+def own_name(key: str) -> str:
+    """A key of the network's state dict without what wrappers such as DDP and torch.compile put before it."""
+    for wrapper in ("_orig_mod.", "module."):
+        key = key.removeprefix(wrapper)
+    return key

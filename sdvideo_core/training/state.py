@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from .ema import EMA
+from .network import Network, own_name
 
 NAME = "step-{:08d}"
 PATTERN = re.compile(r"step-(\d{8})")
 PROGRESS_NAME, EMA_NAME = "progress.json", "ema.safetensors"
+MODEL_NAME = "model.safetensors"  # as accelerate names it
 KEPT = 2  # newest states
 
 
@@ -32,8 +40,17 @@ class Progress:
 
 def newest_state(directory: Path) -> Path | None:
     """The state with the highest step in a run's folder of states; None without one."""
-    found = [path for path in directory.glob("step-*") if PATTERN.fullmatch(path.name)]
-    return max(found, key=lambda path: path.name, default=None)
+    return max(_states(directory), default=None)
+
+
+def check_newest(directory: Path, step: int) -> None:
+    """Refuses to start at a step below saved ones: a later resume would mix two runs."""
+    newest = newest_state(directory)
+    if newest and newest.name > NAME.format(step):
+        raise ValueError(
+            f"{directory} has {newest.name} of an earlier run, and this one starts at step {step}; "
+            "resume it, give the run another name, or remove the folder"
+        )
 
 
 def save_state(accelerator: Accelerator, directory: Path, progress: Progress, ema: EMA | None) -> Path:
@@ -45,12 +62,13 @@ def save_state(accelerator: Accelerator, directory: Path, progress: Progress, em
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(temporary))
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if ema:
             save_file(ema.state_dict(), temporary / EMA_NAME)
         (temporary / PROGRESS_NAME).write_text(json.dumps(asdict(progress)), encoding="utf-8")
         _replace(temporary, final)
-        for old in sorted(path for path in directory.glob("step-*") if PATTERN.fullmatch(path.name))[:-KEPT]:
+        for old in sorted(_states(directory))[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
     accelerator.wait_for_everyone()
     return final
@@ -68,10 +86,45 @@ def load_state(accelerator: Accelerator, state: Path, settings: dict[str, Any], 
             raise ValueError(
                 f"{state} was saved with {name}={saved}, this run has {value}; resume with the same settings"
             )
-    accelerator.load_state(str(state))
+    with _generators_untouched():
+        accelerator.load_state(str(state))
     if ema:
         ema.load_state_dict(load_file(state / EMA_NAME))
     return progress
+
+
+def keep_only_trained(accelerator: Accelerator, network: Network) -> None:
+    """States leave frozen weights out, such as the UNet under a LoRA; not where accelerate splits the weights."""
+
+    def save(_models: list[nn.Module], weights: list[dict[str, Tensor]], _directory: str) -> None:
+        for state in weights:
+            for key in [key for key in state if own_name(key) not in trained]:
+                del state[key]
+
+    def load(models: list[nn.Module], directory: str) -> None:
+        models.clear()  # accelerate would ask for every weight
+        state = load_file(Path(directory) / MODEL_NAME)
+        network.load_state_dict({own_name(key): value for key, value in state.items()}, strict=False)
+
+    trained = set(network.trainable())
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
+def _states(directory: Path) -> list[Path]:
+    return [path for path in directory.glob("step-*") if PATTERN.fullmatch(path.name)]
+
+
+@contextmanager
+def _generators_untouched() -> Iterator[None]:
+    """accelerate's states hold the process's random generators, which a run neither uses nor changes."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def _replace(temporary: Path, final: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DataLoaderConfiguration, DistributedType, DynamoBackend, TorchDynamoPlugin
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedType,
+    DynamoBackend,
+    TorchDynamoPlugin,
+    patch_environment,
+)
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -24,8 +32,12 @@ from .loss_plot import plot_loss
 from .lr_schedule import LRSchedule
 from .network import Network
 from .samples import save_samples
-from .state import Progress, load_state, newest_state, save_state
+from .state import Progress, check_newest, keep_only_trained, load_state, newest_state, save_state
 
+SAME_IN_A_RUN = (
+    *("seed", "gradient_accumulation", "lora_rank", "train_only", "ema"),
+    *("mixed_precision", "compile", "adam8bit"),  # which decide what a state holds
+)
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 StepCallback = Callable[[int, int, float], object]  # (steps done, steps in all, loss); may raise to stop the run
@@ -38,11 +50,11 @@ class SDVideoTrainer:
     model: Model  # an SDVideo; with dtype float32, unless only a LoRA is trained
     dataloader: DataLoader[Any]  # batches {"pixel_values": (b, f, c, h, w) in -1..1, "text": list of b captions}
     output_dir: str | Path = "output"
-    lr: float = 1e-4
+    lr: float = 1e-4  # learning rate, after warm-up and before decay
     scale_lr: bool = False  # multiply lr by batch size, gradient_accumulation and the number of processes
     lr_warmup: int = 0  # steps of rising to lr
     lr_decay: int = 0  # last steps of the run, in which lr falls to lr_min
-    lr_min: float = 0.0
+    lr_min: float = 0.0  # lowest learning rate
     lr_delay: int = 0  # first steps, at lr_min
     epochs: int = 1  # times through the data, unless train() is told the number of steps
     gradient_accumulation: int = 1  # batches of each process per step
@@ -57,18 +69,18 @@ class SDVideoTrainer:
     gradient_checkpointing: bool = False  # less memory, about a third more time, the same numbers
     mixed_precision: str = "no"  # "no", "bf16" or, on CUDA, "fp16"
     ema: float | None = None  # share of the running average kept at each step, such as 0.999; it is what is saved
-    max_grad_norm: float | None = 1.0
+    max_grad_norm: float | None = 1.0  # longer gradients are cut to this; None: never
     noise_offset: float = 0.0  # see DiffusionLoss for these four
     min_snr_gamma: float | None = None
     snr_floor: float = 0.0
     start_noise: float = 0.0
     lora_rank: int | None = None  # train a LoRA of this rank in place of the weights
     train_only: str = "all"  # or "temporal": only the layers that mix frames
-    weight_decay: float = 1e-2
-    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-2  # AdamW's
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW's
     compile: bool = False  # torch.compile: minutes to begin with, then faster; needs a C++ compiler on a CPU
     save_dtype: torch.dtype = torch.float16  # of the file of weights; states keep float32
-    save_states: bool = True  # to resume from; they hold the whole UNet, and take as much space
+    save_states: bool = True  # to resume from; each takes what is trained three times, four with ema, in float32
 
     def __post_init__(self) -> None:
         self.output_dir = Path(self.output_dir)
@@ -96,9 +108,10 @@ class SDVideoTrainer:
         run = _Run(self, run_name, steps)
         with run:
             self.losses = run.progress.losses
+            run.check_states()
             for done in run.steps(bar, log_every):
                 last = done == run.total_steps
-                if last or done % save_every == 0:
+                if done % save_every == 0 and not last:
                     run.save()
                 if sample_every and sample_prompts and (last or done % sample_every == 0):
                     run.sample(sample_prompts)
@@ -116,6 +129,13 @@ class SDVideoTrainer:
                 f"the model's weights are {self.model.dtype}, too coarse for small steps; "
                 "load it with dtype=torch.float32 and set mixed_precision, or set lora_rank"
             )
+        if self.mixed_precision == "no" and self.model.dtype is not torch.float32:
+            raise ValueError(
+                f"the model's weights are {self.model.dtype}; set mixed_precision to bf16 or fp16 with them"
+            )
+        for option in ("xformers", "adam8bit"):
+            if getattr(self, option) and torch.device(self.model.device).type == "cpu":
+                raise ValueError(f"{option}=True needs a GPU and the model is on the CPU; leave it out")
         _check_counts(epochs=self.epochs, gradient_accumulation=self.gradient_accumulation)
         for name in ("unconditional_ratio", "start_noise"):
             if not 0 <= getattr(self, name) <= 1:
@@ -148,17 +168,20 @@ class _Run:
         _check_sharding(t, self.accelerator)
         self.network = Network(t.model.unet, t.lora_rank, t.train_only, t.seed)
         stack.callback(self.network.end)
-        parameters = self.network.trainable()
-        self.ema = EMA(parameters, t.ema) if t.ema is not None else None
         rate = t.lr * self._lr_scale()
-        optimizer = _optimizer(list(parameters.values()), rate, t)
+        optimizer = _optimizer(list(self.network.trainable().values()), rate, t)
         self.prepared, self.optimizer, loader = self.accelerator.prepare(self.network, optimizer, t.dataloader)
+        self.ema = EMA(self.network.trainable(), t.ema) if t.ema is not None else None
+        if self.accelerator.distributed_type not in SHARDED:
+            keep_only_trained(self.accelerator, self.network)
         self.batches = Batches(t, loader, self.accelerator)
-        self.total_steps = self.total_steps or t.epochs * max(1, len(loader) // t.gradient_accumulation)
+        self.total_steps = self.total_steps or max(1, t.epochs * len(loader) // t.gradient_accumulation)
         self.rate = self._lr_schedule(rate)
         self.loss = DiffusionLoss(t.model.schedule, t.noise_offset, t.min_snr_gamma, t.snr_floor, t.start_noise)
         self.progress = self._resume()
         self.network.begin(t.xformers, t.gradient_checkpointing)
+        if t.log_with and not self.accelerator.log_with:
+            raise ImportError(f"log_with={t.log_with!r} is not installed; pip install {t.log_with}")
         if t.log_with:
             self.accelerator.init_trackers(self.name)
             stack.callback(self.accelerator.end_training)
@@ -166,6 +189,7 @@ class _Run:
     def steps(self, bar: bool, log_every: int) -> Iterator[int]:
         """Takes the steps that are left; yields how many are done after each."""
         batch_size = self.batches.samples_per_step
+        first, start = self.progress.step, time.perf_counter()
         silent = not bar or not self.accelerator.is_main_process
         with tqdm(
             total=self.total_steps, initial=self.progress.step, desc="Training", unit="step", disable=silent
@@ -177,24 +201,28 @@ class _Run:
                 t.update()
                 if (step + 1) % log_every == 0:
                     loss = float(np.mean(self.progress.losses[-log_every:]))
-                    speed = batch_size * (t.format_dict["rate"] or 0)
+                    speed = batch_size * (step + 1 - first) / (time.perf_counter() - start)
                     t.set_postfix_str(f"loss {loss:.4f}, lr {rate:.2g}, {speed:.2f} samples/s")
                     self.accelerator.log({"loss": loss, "lr": rate, "samples_per_second": speed}, step=step + 1)
                 yield step + 1
 
-    def save(self) -> None:
-        """Writes the weights for use and the state to resume from."""
+    def check_states(self) -> None:
         if self.trainer.save_states:
-            save_state(self.accelerator, self.states, self.progress, self.ema)
+            check_newest(self.states, self.progress.step)
+
+    def save(self) -> None:
+        """Writes the weights for use, then the state: a run that is killed in between resumes from the last one."""
         with self._averaged():
-            weights: dict[str, Any] = self.accelerator.get_state_dict(
-                self.prepared
-            )  # gathers them where they are sharded
+            weights: dict[str, Any] = self.accelerator.get_state_dict(self.prepared)  # gathered where they are split
             if self.accelerator.is_main_process:
                 self.network.save(weights, self.file, self.trainer.save_dtype, self.progress.step)
+        if self.trainer.save_states:
+            save_state(self.accelerator, self.states, self.progress, self.ema)
 
     def sample(self, prompts: Sequence[str]) -> None:
         """Writes a GIF of each prompt, drawn by the averaged weights where there are any."""
+        if self.accelerator.distributed_type in SHARDED:
+            raise ValueError("sample_every needs whole weights, and these are split over processes; leave it out")
         if not self.accelerator.is_main_process:
             return
         folder = self.output / f"{self.name}_samples"
@@ -202,6 +230,8 @@ class _Run:
             save_samples(self.trainer.model, prompts, folder, self.progress.step, self.batches.video_size)
 
     def finish(self) -> Path:
+        """Saves, also where a resumed run had no steps left, and plots."""
+        self.save()
         if self.accelerator.is_main_process and self.progress.losses:
             plot_loss(self.progress.losses, self.name).save(self.output / f"{self.name}_loss.png")
         return self.file
@@ -246,13 +276,9 @@ class _Run:
     def _resume(self) -> Progress:
         t = self.trainer
         settings = {
-            "seed": t.seed,
-            "gradient_accumulation": t.gradient_accumulation,
             "batches": len(t.dataloader),
             "processes": self.accelerator.num_processes,
-            "lora_rank": t.lora_rank,
-            "train_only": t.train_only,
-            "ema": t.ema,
+            **{name: getattr(t, name) for name in SAME_IN_A_RUN},
         }
         state = newest_state(self.states) if t.load_state is True else t.load_state
         if not state:
@@ -278,16 +304,20 @@ def _check_counts(**counts: int | None) -> None:
 
 
 def _accelerator(trainer: SDVideoTrainer, output: Path) -> Accelerator:
-    AcceleratorState._reset_state()  # one process may train with other settings than before, as ComfyUI's does
+    device = torch.device(trainer.model.device)
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    # One process may train with other settings and on another device than before, as ComfyUI's does.
+    AcceleratorState._reset_state(reset_partial_state=alone)
     output.mkdir(parents=True, exist_ok=True)
-    return Accelerator(
-        cpu=torch.device(trainer.model.device).type == "cpu",
-        mixed_precision=trainer.mixed_precision,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=trainer.seed),
-        log_with=trainer.log_with,
-        project_dir=output,
-        dynamo_plugin=TorchDynamoPlugin(backend=DynamoBackend.INDUCTOR, dynamic=False) if trainer.compile else None,
-    )
+    with patch_environment(**({"ACCELERATE_TORCH_DEVICE": str(device)} if alone else {})):
+        return Accelerator(
+            cpu=device.type == "cpu",
+            mixed_precision=trainer.mixed_precision,
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=trainer.seed),
+            log_with=trainer.log_with,
+            project_dir=output,
+            dynamo_plugin=TorchDynamoPlugin(backend=DynamoBackend.INDUCTOR, dynamic=False) if trainer.compile else None,
+        )
 
 
 def _check_sharding(trainer: SDVideoTrainer, accelerator: Accelerator) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sdvideo_core import attention
-from sdvideo_core.attention import Attention, attend, sdpa, xformers_attention
+from sdvideo_core.attention import Attention, attend, products, sdpa, xformers_attention
 
 # (batch, queries, keys, heads, head_dim)
 SHAPES = [(1, 1, 1, 1, 8), (2, 9, 9, 3, 16), (3, 10, 77, 8, 64), (1, 40, 2, 5, 4)]
@@ -49,6 +49,16 @@ def test_sdpa_is_attention(shape, dtype, tolerance):
     output = sdpa(q, k, v, heads)
     assert output.dtype == dtype
     assert relative_error(output.double(), naive(q, k, v, heads)) <= tolerance
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (1, attention.SHORT + 1, 3, 2, 4)], ids=str)
+def test_products_are_attention_with_its_gradients(shape):
+    inputs = [t.requires_grad_() for t in qkv(*shape)]
+    heads = shape[3]
+    outputs = [function(*inputs, heads) for function in (products, naive)]
+    assert relative_error(*outputs) <= 1e-12
+    gradients = [torch.autograd.grad(output.sin().sum(), inputs, retain_graph=True) for output in outputs]
+    assert all(relative_error(*pair) <= 1e-11 for pair in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

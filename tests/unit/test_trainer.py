@@ -6,7 +6,7 @@ from itertools import chain
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from sdvideo_core import SDVideo
 from sdvideo_core.attention import sdpa
@@ -92,7 +92,7 @@ class Stopped(Exception):
 @pytest.mark.parametrize("options", MODES, ids=lambda options: "-".join(options) or "plain")
 def test_resumed_is_uninterrupted(demo_model_dir, tmp_path, options):
     def stop(done, _total, _loss):
-        if done == 4:
+        if done == 3:
             raise Stopped
 
     def start(folder, **more):
@@ -100,16 +100,46 @@ def test_resumed_is_uninterrupted(demo_model_dir, tmp_path, options):
         return trainer(model, tmp_path / folder, **options, **more)
 
     whole = start("whole")
-    file = whole.train(save_every=3, steps=7, **QUIET)
+    file = whole.train(save_every=2, steps=7, **QUIET)
     broken = start("broken")
     with pytest.raises(Stopped):
-        broken.train(save_every=3, steps=7, callback=stop, **QUIET)
-    resumed = start("broken", load_state=True)
-    assert resumed.train(save_every=3, steps=7, **QUIET) == tmp_path / "broken" / file.name
+        broken.train(save_every=2, steps=7, callback=stop, **QUIET)
+    resumed, generators = start("broken", load_state=True), torch.get_rng_state()
+    assert resumed.train(save_every=2, steps=7, **QUIET) == tmp_path / "broken" / file.name
     assert resumed.losses == whole.losses
     assert not differing(weights(whole.model), weights(resumed.model))
+    assert torch.equal(torch.get_rng_state(), generators)
     saved = [load_file(tmp_path / folder / file.name) for folder in ("whole", "broken")]
     assert not differing(*saved)
+
+
+def test_a_run_killed_after_its_last_state_gets_its_file(demo_model_dir, tmp_path):
+    file = trainer(SDVideo(demo_model_dir, amp=False), tmp_path).train(steps=2, **QUIET)
+    expected = load_file(file)
+    file.unlink()
+    trainer(SDVideo(demo_model_dir, amp=False), tmp_path, load_state=True).train(steps=2, **QUIET)
+    assert not differing(load_file(file), expected)
+
+
+def test_a_sampler_that_draws_is_resumed_too(demo_model_dir, tmp_path):
+    seen = []
+
+    def start(folder, **options):
+        def watching(items):
+            seen.append([text for _, text in items])
+            return collate(items)
+
+        sampler = WeightedRandomSampler([1.0] * 6, 6)
+        data = DataLoader(Latents(), 2, sampler=sampler, collate_fn=watching)
+        return trainer(SDVideo(demo_model_dir, amp=False), tmp_path / folder, data, **options)
+
+    start("whole").train(steps=5, **QUIET)
+    whole = seen[:5]
+    seen.clear()
+    start("broken").train(steps=2, **QUIET)
+    seen.clear()
+    start("broken", load_state=True).train(steps=5, **QUIET)
+    assert seen[:3] == whole[2:]
 
 
 def test_reading_in_workers_changes_nothing(demo_model_dir, tmp_path):
@@ -170,6 +200,8 @@ def test_lora_trains_a_half_precision_model(demo_model_dir, tmp_path):
     run.train(steps=2, **QUIET)
     assert model.unet.out[-1].weight.dtype is torch.bfloat16
     assert torch.tensor(run.losses).isfinite().all()
+    saved = load_file(tmp_path / "vid_lora.safetensors")
+    assert any(value.any() for name, value in saved.items() if "lora_up" in name)
 
 
 def test_the_model_is_left_as_it_was(model, tmp_path):

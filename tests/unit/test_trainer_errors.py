@@ -27,6 +27,8 @@ def trainer(model, out, data=CLIPS, make=collate, **options) -> SDVideoTrainer:
     [
         ({"mixed_precision": "fp8"}, "mixed_precision='fp8'; expected no, bf16 or fp16"),
         ({"mixed_precision": "fp16"}, "needs a GPU and the model is on the CPU; use 'bf16'"),
+        ({"xformers": True}, "xformers=True needs a GPU"),
+        ({"adam8bit": True}, "adam8bit=True needs a GPU"),
         ({"epochs": 0}, "epochs=0; it must be at least 1"),
         ({"gradient_accumulation": 0}, "gradient_accumulation=0; it must be at least 1"),
         ({"unconditional_ratio": 1.5}, "unconditional_ratio=1.5; it is a share of the samples, 0..1"),
@@ -93,6 +95,7 @@ def test_a_loss_of_nan_stops_the_run(demo_model_dir, tmp_path):
         ({"seed": 1}, "was saved with seed=0, this run has 1; resume with the same settings"),
         ({"lora_rank": 2}, "was saved with lora_rank=None, this run has 2"),
         ({"gradient_accumulation": 2}, "was saved with gradient_accumulation=1, this run has 2"),
+        ({"mixed_precision": "bf16"}, "was saved with mixed_precision=no, this run has bf16"),
         ({"data": CLIPS * 2}, "was saved with batches=2, this run has 4"),
     ],
 )
@@ -109,8 +112,25 @@ def test_a_folder_that_is_no_state_is_refused(demo_model, tmp_path):
 
 def test_missing_bitsandbytes_is_named(demo_model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    run = trainer(demo_model, tmp_path)
+    run.adam8bit = True  # which is refused on a CPU
     with pytest.raises(ImportError, match="adam8bit needs the package bitsandbytes, which is missing; pip install"):
-        trainer(demo_model, tmp_path, adam8bit=True).train(steps=1, bar=False)
+        run.train(steps=1, bar=False)
+
+
+def test_a_missing_tracker_is_named(demo_model, tmp_path):
+    with pytest.raises(ImportError, match="log_with='comet_ml' is not installed; pip install comet_ml"):
+        trainer(demo_model, tmp_path, log_with="comet_ml").train(steps=1, bar=False)
+
+
+def test_a_new_run_does_not_mix_with_an_old_one(demo_model_dir, tmp_path):
+    trainer(SDVideo(demo_model_dir, amp=False), tmp_path).train(steps=3, bar=False)
+    before = sorted((tmp_path / "vid_states").iterdir())
+    with pytest.raises(
+        ValueError, match="has step-00000003 of an earlier run, and this one starts at step 0; resume it"
+    ):
+        trainer(SDVideo(demo_model_dir, amp=False), tmp_path).train(steps=1, bar=False)
+    assert sorted((tmp_path / "vid_states").iterdir()) == before
 
 
 @pytest.mark.parametrize("options", [{"ema": 0.9}, {"lora_rank": 2}])

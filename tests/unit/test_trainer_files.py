@@ -122,9 +122,16 @@ def test_running_mean_is_the_mean_of_the_last_steps():
         plot_loss([])
 
 
+def test_states_of_a_lora_leave_the_unet_out(model, tmp_path):
+    trainer(model, tmp_path, lora_rank=2).train(steps=1, **QUIET)
+    state = load_file(tmp_path / "vid_states/step-00000001/model.safetensors")
+    assert state
+    assert all(key.startswith("lora.") for key in state)
+
+
 def test_names_of_wrappers_are_left_out_of_the_file(demo_model_dir, tmp_path):
     network = Network(SDVideo(demo_model_dir, amp=False).unet)
-    wrapped = {f"_orig_mod.module.{key}": value for key, value in network.state_dict().items()}
+    wrapped = {f"_orig_mod.{key}": value for key, value in network.state_dict().items()}
     network.save(wrapped, tmp_path / "a.safetensors", torch.float32, step=1)
     saved = load_file(tmp_path / "a.safetensors")
     assert not differing(network.unet.state_dict(), saved)

@@ -87,3 +87,13 @@ def test_start_noise_is_a_share_of_the_samples():
     )
     share = (timesteps >= START_FROM * 1000).float().mean()
     assert abs(share - (0.25 + 0.75 * 0.12)) < 0.03
+
+
+@pytest.mark.parametrize("options", [{}, {"start_noise": 1.0}])
+def test_the_last_place_is_the_last_timestep(options, monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.full((4, 8) if options else (8,), 1 - 2**-24))
+    monkeypatch.setattr(DiffusionLoss, "_noise", lambda _self, shape, _generator: torch.zeros(shape))
+    if options:
+        monkeypatch.setattr(DiffusionLoss, "_timesteps", lambda _self, batch, _generator: torch.zeros(batch).long())
+    timesteps = DiffusionLoss(SCHEDULE, **options).add_noise(latents(), generator()).timesteps
+    assert timesteps.max() <= 999

@@ -15,9 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sdvideo_core.cli import main
+from sdvideo_core.demo.untrained import make_demo_model
 
 ROOT = Path(__file__).parents[2]
-STEPS = 12
+STEPS = 16
 OPTIONS = [
     "--frames=3",
     "--size=32x32",
@@ -33,8 +34,8 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clips")
-    for index in range(4):
-        frames = [Image.new("RGB", (32, 32), (60 * index, 40 * frame, 99)) for frame in range(4)]
+    for index in range(6):
+        frames = [Image.new("RGB", (32, 32), (40 * index, 40 * frame, 99)) for frame in range(4)]
         frames[0].save(folder / f"{index:04}.gif", save_all=True, append_images=frames[1:])
         (folder / f"{index:04}.txt").write_text(f"clip {index}\n", encoding="utf-8")
     return folder
@@ -63,7 +64,7 @@ def equal(first: Path, second: Path) -> bool:
 def test_a_run_ends_with_weights_state_and_plot(whole):
     assert (whole / "vid_unet.safetensors").is_file()
     assert (whole / "vid_loss.png").is_file()
-    assert states(whole) == ["step-00000010", "step-00000012"]
+    assert states(whole) == ["step-00000014", "step-00000016"]
 
 
 def test_killed_at_any_moment_it_resumes_to_the_same_weights(demo_model_dir, clips, whole, tmp_path):
@@ -74,13 +75,13 @@ def test_killed_at_any_moment_it_resumes_to_the_same_weights(demo_model_dir, cli
             before, deadline = states(tmp_path), time.monotonic() + 120
             while states(tmp_path) == before and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.002)
-            time.sleep(delays.uniform(0, 0.4))  # now a step, now the middle of a save
+            time.sleep(delays.uniform(0, 0.15))  # now a step, now the middle of a save
             process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL, f"kill {kill} came too late"
-    assert states(tmp_path)[-1] < "step-00000012"
+    assert states(tmp_path)[-1] < "step-00000016"
     assert main(arguments(demo_model_dir, clips, tmp_path, "--resume")) == 0
     assert equal(whole / "vid_unet.safetensors", tmp_path / "vid_unet.safetensors")
-    assert equal(*(out / "vid_states/step-00000012/model.safetensors" for out in (whole, tmp_path)))
+    assert equal(*(out / "vid_states/step-00000016/model.safetensors" for out in (whole, tmp_path)))
     assert not list((tmp_path / "vid_states").glob(".*"))
 
 
@@ -88,17 +89,33 @@ def test_from_a_cache_it_is_the_same_training(demo_model_dir, clips, whole, tmp_
     made = ["--frames=3", "--size=32x32"]
     cache = ["cache", "--model", str(demo_model_dir), "--data", str(clips), "--out", str(tmp_path / "cache"), *made]
     assert main(cache) == 0
-    assert "4 clips of 3 frames" in capsys.readouterr().err
-    assert main(arguments(demo_model_dir, tmp_path / "cache", tmp_path / "out")) == 0
+    assert "6 clips of 3 frames" in capsys.readouterr().err
+    from_cache = [o for o in arguments(demo_model_dir, tmp_path / "cache", tmp_path / "out") if "--size" not in o]
+    assert main(from_cache) == 0
     assert equal(whole / "vid_unet.safetensors", tmp_path / "out/vid_unet.safetensors")
 
 
+def test_a_cache_of_another_model_or_with_another_size_is_refused(demo_model_dir, clips, tmp_path, capsys):
+    folder = tmp_path / "cache"
+    other = make_demo_model(tmp_path / "other", seed=1, dtype=torch.float32)
+    made = ["--data", str(clips), "--out", str(folder), "--frames=2", "--size=16x16"]
+    assert main(["cache", "--model", str(other), *made]) == 0
+    run = ["train", "--model", str(demo_model_dir), "--data", str(folder), "--out", str(tmp_path / "out")]
+    assert main(run) == 1
+    assert "was encoded by another model's autoencoder or text encoder" in capsys.readouterr().err
+    assert main([*run, "--size=32x32"]) == 1
+    assert "--size cannot change what" in capsys.readouterr().err
+    (folder / "index.json").unlink()
+    assert main(run) == 1
+    assert "holds no finished cache" in capsys.readouterr().err
+
+
 def test_a_lora_is_written_as_one(demo_model_dir, clips, tmp_path, capsys):
-    options = ["--lora-rank=2", "--name=style", "--sample-every=12", "--sample-prompt=a star", "--dtype=bfloat16"]
+    options = ["--lora-rank=2", "--name=style", "--sample-every=16", "--sample-prompt=a star", "--dtype=bfloat16"]
     assert main(arguments(demo_model_dir, clips, tmp_path, *options, "--mixed-precision=bf16")) == 0
     assert "style_lora.safetensors" in capsys.readouterr().err
     assert all(key.startswith("lora_unet_") for key in load_file(tmp_path / "style_lora.safetensors"))
-    assert (tmp_path / "style_samples/00000012_0.gif").is_file()
+    assert (tmp_path / "style_samples/00000016_0.gif").is_file()
 
 
 def test_bad_clips_are_named_or_skipped(demo_model_dir, clips, tmp_path, capsys):
@@ -110,7 +127,7 @@ def test_bad_clips_are_named_or_skipped(demo_model_dir, clips, tmp_path, capsys)
     (data / "0009.txt").write_text("broken")
     assert main(arguments(demo_model_dir, data, tmp_path / "out", "--steps=4")) == 1
     assert "0009.gif" in capsys.readouterr().err
-    with pytest.warns(UserWarning, match=r"1 of 5 clips .* are skipped; the first, 0009"):
+    with pytest.warns(UserWarning, match=r"1 of 7 clips .* are skipped; the first, 0009"):
         assert main(arguments(demo_model_dir, data, tmp_path / "out", "--steps=1", "--skip-bad")) == 0
 
 
