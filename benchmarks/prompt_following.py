@@ -30,7 +30,7 @@ from sdvideo_core.demo.clips import COLORS, NOUNS, NUM_FRAMES, SIZE, UNSEEN, Sce
 from sdvideo_core.demo.reading import Reading, read_scene
 from sdvideo_core.frames import video_to_images
 
-GUIDANCE_SCALE = 6.0
+GUIDANCE_SCALE = 2.0
 STEPS, VIDEO_STEPS = (50, 20), (20,)
 STRENGTH = 0.7
 PROMPTS, MIN_PROMPTS = 128, 64

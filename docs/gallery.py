@@ -27,7 +27,7 @@ PROMPTS = [
     "an orange triangle shrinking on a blue background",
 ]
 COLUMNS, CELL, GAP, TEXT_HEIGHT = 4, 192, 8, 40
-STEPS, GUIDANCE_SCALE, SEED = 50, 6.0, 1
+STEPS, GUIDANCE_SCALE, SEED = 50, 2.0, 1
 
 
 def cell(image: Image.Image, prompt: str) -> Image.Image:

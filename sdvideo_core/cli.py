@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")  # torch raises a mere RuntimeError on a CPU
 DTYPES = ("float32", "float16", "bfloat16")
-DEMO_SIZE, DEMO_GUIDANCE_SCALE = 96, 6.0  # what the demo model was trained at, and what follows prompts best
+DEMO_SIZE, DEMO_GUIDANCE_SCALE = 96, 2.0  # what the demo model was trained at, and what follows prompts best
 EXAMPLES = """examples:
   sdvideo demo
   sdvideo info models/zeroscope_v2_576w

@@ -89,6 +89,7 @@ def _add_train(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int,
 
 def _add_cache(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, int]]) -> None:
     _add_data(parser, size, "0001.gif + 0001.txt, videos + texts, or frames/ID + text/ID.txt")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the weights that encode")
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="folder for the encoded clips; what is there is kept"
     )

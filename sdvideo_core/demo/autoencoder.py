@@ -91,7 +91,8 @@ def fit(
     parameters = dict(loss.vae.named_parameters())
     device = loss.vae.post_quant_conv.weight.device
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-3)
-    rate, ema = LRSchedule(lr, attack=WARMUP, hold=0, decay=steps - WARMUP), EMA(parameters, 0.99)
+    warmup = min(WARMUP, steps)
+    rate, ema = LRSchedule(lr, attack=warmup, hold=0, decay=steps - warmup), EMA(parameters, 0.99)
     run = torch.compile(loss, dynamic=False) if compiled else loss
     for step in range(steps):
         frames = next(batches).to(device)

@@ -257,10 +257,10 @@ def test_clips_are_looked_for_again_when_files_change_and_only_then(server, exam
 def bad_clips(server, comfy_demo, example_clips):
     """Folders that cannot be trained on, each named after what is wrong with it."""
     inputs = server.base / "input"
-    for name in ("no_caption", "unreadable"):
+    for name in ("no_caption", "unreadable_clip"):
         shutil.copytree(example_clips, inputs / name)
     (inputs / "no_caption" / "0002.txt").unlink()
-    (inputs / "unreadable" / "0002.gif").write_bytes(b"GIF89a and nothing more")
+    (inputs / "unreadable_clip" / "0002.gif").write_bytes(b"GIF89a and nothing more")
     (inputs / "no_clips").mkdir()
     (inputs / "no_clips" / "notes.md").write_text("no clips")
 
@@ -295,8 +295,8 @@ BAD_INPUTS = {
         r"\(node dataset\) failed: ValueError: width 65 is not usable",
     ),
     "clip that cannot be read": (
-        change(GRAPH, "dataset", directory="unreadable"),
-        r"\(node train\) failed: .*ClipError: .*unreadable/0002\.gif",
+        change(GRAPH, "dataset", directory="unreadable_clip"),
+        r"\(node train\) failed: .*ClipError: .*unreadable_clip/0002\.gif",
     ),
     "half precision without a GPU": (
         change(GRAPH, "train", mixed_precision="fp16"),

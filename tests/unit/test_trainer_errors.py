@@ -119,7 +119,8 @@ def test_missing_bitsandbytes_is_named(demo_model, tmp_path, monkeypatch):
 
 
 def test_a_missing_tracker_is_named(demo_model, tmp_path):
-    with pytest.raises(ImportError, match="log_with='comet_ml' is not installed; pip install comet_ml"):
+    message = "log_with='comet_ml' is not installed; pip install comet_ml"
+    with pytest.warns(UserWarning, match="comet_ml"), pytest.raises(ImportError, match=message):
         trainer(demo_model, tmp_path, log_with="comet_ml").train(steps=1, bar=False)
 
 
