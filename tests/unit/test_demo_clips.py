@@ -77,7 +77,7 @@ def test_the_encoder_knows_the_words_and_nothing_else(tmp_path):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """The recipe with next to nothing of each stage."""
-    amounts = Amounts(vae_parts=60, vae_frames=1, text=1, clips=6, every_second_frame=2, every_frame=1)
+    amounts = Amounts(vae_parts=2, vae_frames=1, text=1, clips=6, every_second_frame=2, every_frame=1)
     recipe = Recipe(tmp_path_factory.mktemp("work"), amounts=amounts, compiled=False)
     return recipe, recipe.make(recipe.work / "model")
 
@@ -110,7 +110,7 @@ def test_finished_stages_are_kept(tiny):
 def test_played_backwards_a_clip_is_the_opposite_motion(tiny):
     data = LatentClips(tiny[0].work / "clips.safetensors", captions=1)
     forwards = len(load_file(tiny[0].work / "clips.safetensors")["scenes"])
-    assert forwards < len(data) < 2 * forwards
+    assert forwards < len(data) <= 2 * forwards
     clip, scene, backward = data.clips[forwards]
     assert backward
     opposite = data.clips[clip][1]
@@ -129,7 +129,7 @@ def test_every_caption_of_a_clip_is_drawn_anew_but_the_same_each_time(tiny):
 
 def test_training_on_clips_lowers_the_loss(tiny, tmp_path):
     recipe = tiny[0]
-    data = LatentClips(recipe.work / "clips.safetensors", stride=4)
+    data = LatentClips(recipe.work / "clips.safetensors", stride=8)
     loader = DataLoader(data, batch_size=4, shuffle=True, collate_fn=collate_latents)
     options = {"lr": 1e-3, "preencoded_img": True, "min_snr_gamma": 1.0}
     trainer = SDVideoTrainer(SDVideo(recipe.work / "start", amp=False), loader, tmp_path, **options)

@@ -59,8 +59,8 @@ QUIET = {"bar": False}
 
 def test_loss_falls(model, tmp_path):
     run = trainer(model, tmp_path, lr=3e-3, min_snr_gamma=1.0)
-    run.train(steps=60, **QUIET)
-    assert sum(run.losses[-10:]) < 0.7 * sum(run.losses[:10])
+    run.train(steps=40, **QUIET)
+    assert sum(run.losses[-10:]) < 0.8 * sum(run.losses[:10])
 
 
 def test_a_seed_is_one_run_and_leaves_torchs_generator_alone(demo_model_dir, tmp_path):
