@@ -144,7 +144,7 @@ def _path(scene: Scene, rng: np.random.Generator) -> Path:
         first, last = (small, large) if scene.motion == "growing" else (large, small)
         x, y = SIZE / 2 + rng.uniform(-4, 4, 2)
         return lambda t: (x, y, first + (last - first) * t, 0.0)
-    turn = math.radians(rng.uniform(100, 170)) if scene.motion == "turning" else 0.0
+    turn = math.radians(rng.uniform(100, 140)) if scene.motion == "turning" else 0.0
     return lambda t: (x, y, radius, turn * t)
 
 

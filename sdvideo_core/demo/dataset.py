@@ -30,11 +30,15 @@ Log = Callable[[int, int], object]  # (clips done, clips in all)
 
 @torch.no_grad()
 def encode_clips(vae: AutoencoderKL, count: int, path: Path, seed: int = 0, log: Log | None = None) -> None:
-    """Draws `count` clips, of every scene of training in turn, and writes their latents (N, F, 4, h, w) in float16."""
+    """Draws `count` clips, of every scene of training in turn, and writes their latents (N, F, 4, h, w) in float16.
+
+    Those that turn come twice: they are the hardest to learn, and cannot serve played backwards.
+    """
     rng = np.random.default_rng(seed)
     every, device = scenes(), vae.post_quant_conv.weight.device
     training = [index for index, scene in enumerate(every) if not scene.held_out]
-    order = np.resize(training, count)
+    turning = [index for index in training if every[index].motion == "turning"]
+    order = np.resize(training + turning, count)
     latents = []
     for done, index in enumerate(order, 1):
         frames = torch.from_numpy(draw_clip(every[index], rng)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -50,9 +50,9 @@ class Amounts:
     vae_parts: int = 1300  # steps on parts of frames
     vae_frames: int = 500  # steps on whole frames
     text: int = 500  # steps
-    clips: int = 2661  # three of every scene
-    every_second_frame: int = 3200  # steps of the UNet: a clip costs half, and teaches most of what a whole one does
-    every_frame: int = 1900  # steps of the UNet
+    clips: int = 2892  # three of every scene, six of those that turn
+    every_second_frame: int = 4600  # steps of the UNet: a clip costs half, and teaches most of what a whole one does
+    every_frame: int = 1800  # steps of the UNet
 
 
 class Recipe:
