@@ -2,7 +2,7 @@
 
 python benchmarks/training_memory.py    writes results/training-memory.json and prints its table
 
-The estimate counts, without computing (torch's device "meta"): weights, gradients, AdamW's two moments, and the tensors
+The estimate counts, without computing (on torch's fake tensors, which are meta tensors that autocast applies to): weights, gradients, AdamW's two moments, and the tensors
 that the forward pass keeps for the backward pass; with checkpointing, those of the largest stage are kept once more
 while it is computed again. The measurement is the growth of a fresh process's memory over two steps. Linux only, for
 memory is read from /proc.
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sdvideo_core.attention import AttentionFunction, products, sdpa
 from sdvideo_core.config import UNetConfig
@@ -65,10 +66,9 @@ class Batch:
     width: int
     context_dim: int
 
-    def tensors(self, device: str) -> tuple[Tensor, Tensor, Tensor]:
-        x = torch.zeros(self.videos, 4, self.frames, self.height, self.width, device=device)
-        timesteps = torch.zeros(self.videos, device=device, dtype=torch.long)
-        return x, timesteps, torch.zeros(self.videos, 77, self.context_dim, device=device)
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        x = torch.zeros(self.videos, 4, self.frames, self.height, self.width)
+        return x, torch.zeros(self.videos, dtype=torch.long), torch.zeros(self.videos, 77, self.context_dim)
 
 
 DEMO = CONFIG.unet, Batch(32, 16, 12, 12, 64)
@@ -92,23 +92,26 @@ class Kept:
         return tensor
 
 
-def network(config: UNetConfig, way: Way, device: str) -> Network:
+def network(config: UNetConfig, way: Way) -> Network:
     dtype = torch.bfloat16 if way.half_weights else torch.float32
-    with torch.device(device):
-        made = Network(UNetSD(config, dtype=dtype), way.lora_rank, way.train_only)
+    made = Network(UNetSD(config, dtype=dtype), way.lora_rank, way.train_only)
     made.begin(xformers=False, gradient_checkpointing=way.gradient_checkpointing)
     return made
 
 
-def forward(made: Network, batch: Batch, way: Way, device: str) -> Tensor:
-    half = way.mixed_precision == "bf16"
-    with torch.autocast("cpu" if device == "meta" else device, torch.bfloat16, enabled=half):
-        return made(*batch.tensors(device))
+def forward(made: Network, batch: Batch, way: Way) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=way.mixed_precision == "bf16"):
+        return made(*batch.tensors())
 
 
 def estimate(config: UNetConfig, batch: Batch, way: Way, attention: AttentionFunction) -> dict[str, int]:
     """Bytes by what they are for."""
-    made = network(config, way, "meta")
+    with FakeTensorMode():
+        return _estimate(config, batch, way, attention)
+
+
+def _estimate(config: UNetConfig, batch: Batch, way: Way, attention: AttentionFunction) -> dict[str, int]:
+    made = network(config, way)
     made.unet.attention = attention
     trained = sum(p.numel() for p in made.trainable().values())
     parts = {
@@ -137,12 +140,12 @@ def activations(made: Network, batch: Batch, way: Way) -> int:
         stage.register_forward_hook(leave)
     unet.gradient_checkpointing = False
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
-        forward(made, batch, way, "meta")
+        forward(made, batch, way)
     if not way.gradient_checkpointing:
         return kept.bytes
     unet.gradient_checkpointing, kept = True, Kept(made)
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
-        forward(made, batch, way, "meta")
+        forward(made, batch, way)
     return kept.bytes + largest
 
 
@@ -153,13 +156,13 @@ def memory(field: str) -> int:
 
 def measure(config: UNetConfig, batch: Batch, way: Way) -> int:
     """Growth of the peak of memory over two steps, after a small one has loaded what libraries load."""
-    forward(network(config, way, "cpu"), replace(batch, videos=1, frames=2), way, "cpu").sum().backward()
+    forward(network(config, way), replace(batch, videos=1, frames=2), way).sum().backward()
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM counts from here
-    made = network(config, way, "cpu")
+    made = network(config, way)
     optimizer = torch.optim.AdamW(made.trainable().values())
     for _ in range(2):
-        forward(made, batch, way, "cpu").float().pow(2).mean().backward()
+        forward(made, batch, way).float().pow(2).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
     return memory("VmHWM") - before

@@ -170,7 +170,7 @@ def _precision() -> list[io.Input]:
         io.Boolean.Input(
             "gradient_checkpointing",
             default=True,
-            tooltip="Much less memory for about a third more time, with the same result.",
+            tooltip="Much less memory for more time, with the same result.",
         ),
     ]
 

@@ -71,7 +71,7 @@ def _add_train(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int,
     add("--max-grad-norm", type=float, default=1.0, help="longer gradients are cut to this")
     add("--adam8bit", action="store_true", help="bitsandbytes' AdamW, a quarter of the optimizer's memory; on CUDA")
     add("--mixed-precision", default="no", choices=("no", "bf16", "fp16"), help="of the network's computations")
-    add("--gradient-checkpointing", action="store_true", help="less memory for about a third more time")
+    add("--gradient-checkpointing", action="store_true", help="less memory, more time")
     add("--xformers", action="store_true", help="use xformers' attention; on CUDA")
     add("--compile", action="store_true", help="torch.compile: minutes to begin with, then faster")
     add("--ema", type=float, default=None, metavar="0..1", help="save a running average; share kept, such as 0.999")
@@ -131,9 +131,9 @@ def cache(args: argparse.Namespace) -> None:
 
 def _is_cache(directory: Path) -> bool:
     """Whether it is what `cache` wrote, also where that was not finished."""
-    from .training.cache import EMPTY_NAME, INDEX_NAME
+    from .training.cache import CLIPS_NAME, INDEX_NAME
 
-    return any((directory / name).is_file() for name in (INDEX_NAME, EMPTY_NAME))
+    return (directory / INDEX_NAME).is_file() or any((directory / CLIPS_NAME).rglob("*.safetensors"))
 
 
 def _check_cache(args: argparse.Namespace, dataset: CachedDataset, model: SDVideo) -> None:
@@ -161,7 +161,13 @@ def _load(args: argparse.Namespace) -> SDVideo:
 
     from .pipeline import SDVideo
 
-    device = args.device
-    if device == "auto":  # each process that `accelerate launch` starts has its own
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    return SDVideo(args.model, device, getattr(torch, args.dtype), amp=False)
+    return SDVideo(args.model, device(args), getattr(torch, args.dtype), amp=False)
+
+
+def device(args: argparse.Namespace) -> str:
+    """What --device names; auto is the GPU of this process, for `accelerate launch` gives each its own."""
+    import torch
+
+    if args.device != "auto":
+        return args.device
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"

@@ -3,8 +3,6 @@
 import math
 import os
 import re
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -20,6 +18,7 @@ from PIL.GifImagePlugin import getdata, getheader
 from torch import Tensor
 
 from .frames import check_selection, frame_indices, resize_image, to_rgb, video_to_images
+from .whole_file import whole_file, whole_folder
 
 PICTURE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ANIMATION_EXTENSIONS = (".gif", ".webp", ".png", ".apng")
@@ -92,7 +91,7 @@ def save_gif(video: Tensor, path: StrPath, fps: float = 8, comment: str | None =
     """
     _check_fps(fps, *FASTEST_FPS[".gif"])
     images = video_to_images(video)
-    with _whole_file(path) as temporary:
+    with whole_file(path) as temporary:
         temporary.write_bytes(b"".join(_gif_blocks(images, fps, comment)))
 
 
@@ -105,7 +104,7 @@ def save_webp(video: Tensor, path: StrPath, fps: float = 8) -> None:
     _check_fps(fps, *FASTEST_FPS[".webp"])
     first, *others = video_to_images(video)
     delays = _delays(1 + len(others), fps, ticks_per_second=1000)
-    with _whole_file(path) as temporary:
+    with whole_file(path) as temporary:
         first.save(temporary, "WEBP", save_all=True, append_images=others, duration=delays, loop=0, quality=90)
 
 
@@ -117,7 +116,7 @@ def save_mp4(video: Tensor, path: StrPath, fps: float = 8) -> None:
     """
     _check_fps(fps, *FASTEST_FPS[".mp4"])
     images = video_to_images(video)
-    with _whole_file(path) as temporary:
+    with whole_file(path) as temporary:
         _encode_h264(images, temporary, Fraction(fps).limit_denominator(1001))
 
 
@@ -130,7 +129,7 @@ def save_pngs(video: Tensor, directory: StrPath) -> None:
     images = video_to_images(video)
     directory = Path(directory).absolute()
     _check_empty(directory)
-    with _whole(directory) as temporary:
+    with whole_folder(directory) as temporary:
         temporary.mkdir()
         for index, image in enumerate(images):
             image.save(temporary / f"{index:05d}.png")
@@ -186,12 +185,14 @@ def _list_pictures(folder: Path) -> list[Path]:
     ]
     if not pictures:
         raise FileNotFoundError(f"folder {folder} has no pictures; expected files named {' '.join(PICTURE_EXTENSIONS)}")
-    return sorted(pictures, key=_natural_order)
+    return sorted(pictures, key=natural_order)
 
 
-def _natural_order(path: Path) -> tuple[list[str | int], str]:
-    parts = re.split(r"(\d+)", path.name.lower())  # text and digits take turns, so like is compared with like
-    return [int(part) if part.isdecimal() else part for part in parts], path.name
+def natural_order(path: Path) -> tuple[list[str | int], str]:
+    """A sorting key that puts frame2 before frame10, as people count."""
+    name = path.as_posix()
+    parts = re.split(r"(\d+)", name.lower())  # text and digits take turns, so like is compared with like
+    return [int(part) if part.isdecimal() else part for part in parts], name
 
 
 def _read_pictures(paths: list[Path]) -> Iterator[tuple[str, Image.Image]]:
@@ -320,31 +321,3 @@ def _encode_h264(images: list[Image.Image], path: Path, rate: Fraction) -> None:
             frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-
-
-@contextmanager
-def _whole_file(path: StrPath) -> Iterator[Path]:
-    path = Path(path).absolute()
-    if path.is_dir():
-        raise IsADirectoryError(f"cannot write {path}: it is a folder; give the name of a file")
-    with _whole(path) as temporary:
-        yield temporary
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Lend a temporary name beside `path`, which becomes `path` only if all went well."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(
-            f"cannot write {path}: {error.strerror or error}; "
-            "choose another place or check its permissions and free space"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        with suppress(OSError):
-            temporary.unlink()

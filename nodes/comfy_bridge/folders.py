@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -106,18 +105,6 @@ def temporary_folder() -> Path:
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name, which becomes `path` only if all went well."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}; make it writable or free some space") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def workflow_comment(prompt: Any, extra: dict[str, Any] | None) -> str | None:

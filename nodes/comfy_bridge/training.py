@@ -24,7 +24,8 @@ from ...sdvideo_core.training import SDVideoTrainer, collate_fn, open_dataset
 from ...sdvideo_core.training.collate import check_options
 from ...sdvideo_core.training.datasets import ClipDataset
 from ...sdvideo_core.training.loss_plot import plot_loss
-from .folders import clips_folder, lora_file, model_directory, temporary_folder, write_whole
+from ...sdvideo_core.whole_file import whole_file
+from .folders import clips_folder, lora_file, model_directory, temporary_folder
 
 # A LoRA is float32 whatever it adapts, so the model itself is held in the precision it computes in.
 WEIGHTS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -112,5 +113,6 @@ def _publish(trained: Path, path: Path, metadata: dict[str, str]) -> dict[str, T
     with safetensors.safe_open(trained, "pt") as file:  # pyright: ignore[reportPrivateImportUsage]
         metadata = {**(file.metadata() or {}), **metadata}
     weights = safetensors.torch.load(trained.read_bytes())
-    write_whole(path, safetensors.torch.save(weights, metadata))
+    with whole_file(path) as temporary:
+        safetensors.torch.save_file(weights, temporary, metadata)
     return weights

@@ -20,6 +20,7 @@ CONFIG = VAEConfig(ch=64, ch_mult=(1, 1, 1, 1), num_res_blocks=1)
 # shows them; halving the signal moves the schedule to where there is something to learn (Hoogeboom et al. 2023).
 LATENT_STD = 0.5
 KL_WEIGHT = 1e-5
+DECODER_NOISE = 0.2  # standard deviation, of scaled latents
 WARMUP = 50  # steps
 
 Log = Callable[[int, int, float], object]  # (step, number of steps, loss)
@@ -72,6 +73,23 @@ class ReconstructionLoss(nn.Module):
         return difference(self.vae.decoder(self.vae.post_quant_conv(z)).float(), frames) + KL_WEIGHT * kl
 
 
+class DenoisingLoss(nn.Module):
+    """What the decoder alone is trained on then: to draw clean frames from slightly noisy latents, as a UNet's are."""
+
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.vae = vae
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+
+    def forward(self, frames: Tensor, noise: Tensor) -> Tensor:
+        """frames (N, 3, H, W) in -1..1, noise (N, 4, H/8, W/8) of unit variance; the last frame gets most of it."""
+        with torch.no_grad():
+            z = self.vae.quant_conv(self.vae.encoder(frames)).float().chunk(2, dim=1)[0]
+        level = torch.linspace(0, DECODER_NOISE / LATENT_SCALE, len(z), device=z.device)[:, None, None, None]
+        return difference(self.vae.decoder(self.vae.post_quant_conv(z + level * noise)).float(), frames)
+
+
 def difference(out: Tensor, frames: Tensor) -> Tensor:
     error = out - frames
     edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
@@ -79,7 +97,7 @@ def difference(out: Tensor, frames: Tensor) -> Tensor:
 
 
 def fit(
-    loss: ReconstructionLoss,
+    loss: ReconstructionLoss | DenoisingLoss,
     batches: Iterator[Tensor],
     steps: int,
     lr: float,
@@ -87,8 +105,8 @@ def fit(
     compiled: bool = False,
     log: Log | None = None,
 ) -> None:
-    """Minimises `loss` over the autoencoder's weights, which end as their running average."""
-    parameters = dict(loss.vae.named_parameters())
+    """Minimises `loss` over the autoencoder's weights that want gradients, which end as their running average."""
+    parameters = {name: weight for name, weight in loss.vae.named_parameters() if weight.requires_grad}
     device = loss.vae.post_quant_conv.weight.device
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-3)
     warmup = min(WARMUP, steps)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..vae import AutoencoderKL
+from ..whole_file import whole_file
 from .clips import Scene, caption, draw_clip, scenes
 
 REVERSED = {
@@ -46,7 +47,8 @@ def encode_clips(vae: AutoencoderKL, count: int, path: Path, seed: int = 0, log:
             latents.append(vae.encode(frames.to(device), frames_at_once=len(frames)).half().cpu().contiguous())
         if log:
             log(done, len(order))
-    save_file({"latents": torch.stack(latents), "scenes": torch.from_numpy(order)}, path)
+    with whole_file(path) as temporary:
+        save_file({"latents": torch.stack(latents), "scenes": torch.from_numpy(order)}, temporary)
 
 
 class LatentClips(Dataset[dict[str, Any]]):

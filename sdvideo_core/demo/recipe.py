@@ -26,6 +26,7 @@ from ..text_encoder import TextEncoder
 from ..training import SDVideoTrainer
 from ..unet import UNetSD
 from ..vae import AutoencoderKL
+from ..whole_file import whole_file
 from . import autoencoder, text
 from .clips import NUM_FRAMES, SIZE
 from .dataset import LatentClips, collate_latents, encode_clips
@@ -36,7 +37,7 @@ CONFIG = ModelConfig(
     ),
     max_frames=NUM_FRAMES,
 )
-CROP = 48  # pixels; parts of frames teach the autoencoder most of what whole ones do, in a quarter of the time
+CROP = 48  # pixels; parts of frames teach most of what whole ones do, in a quarter of the pixels
 SEED = 0
 SAVE_EVERY = 250  # steps of the UNet
 
@@ -49,6 +50,7 @@ class Amounts:
 
     vae_parts: int = 1300  # steps on parts of frames
     vae_frames: int = 500  # steps on whole frames
+    decoder: int = 300  # steps of the decoder on noisy latents
     text: int = 500  # steps
     clips: int = 2892  # three of every scene, six of those that turn
     every_second_frame: int = 4600  # steps of the UNet: a clip costs half, and teaches most of what a whole one does
@@ -67,6 +69,7 @@ class Recipe:
         """Runs the stages that are left and writes the model's directory."""
         vae = AutoencoderKL(autoencoder.CONFIG)
         vae.load_state_dict(self._kept("vae", self.train_vae))
+        vae.load_state_dict(self._kept("decoder", lambda: self.train_decoder(vae)))
         encoder = TextEncoder(text.CONFIG)
         encoder.load_state_dict(self._kept("text", self.train_text))
         clips = self.work / "clips.safetensors"
@@ -90,6 +93,15 @@ class Recipe:
         autoencoder.whiten(vae, next(autoencoder.frame_batches(rng, 128, SIZE)).to(self.device))
         return vae.state_dict()
 
+    def train_decoder(self, vae: AutoencoderKL) -> Weights:
+        """The autoencoder with a decoder that cleans what it is given; latents stay as they are."""
+        rng, generator = np.random.default_rng(SEED + 1), torch.Generator().manual_seed(SEED + 1)
+        loss, steps = autoencoder.DenoisingLoss(vae.to(self.device)), self.amounts.decoder
+        with _progress("Decoder", steps) as log:
+            batches = autoencoder.frame_batches(rng, 8, SIZE)
+            autoencoder.fit(loss, batches, steps, 8e-4, generator, self.compiled, log)
+        return vae.state_dict()
+
     def train_text(self) -> Weights:
         with _progress("Text encoder", self.amounts.text) as log:
             return text.train_text_encoder(self.amounts.text, seed=SEED, log=log).state_dict()
@@ -101,9 +113,7 @@ class Recipe:
         if self.compiled:
             vae.encoder.compile(dynamic=False)
         with tqdm(total=self.amounts.clips, desc="Encoding clips", unit="clip") as bar:
-            temporary = path.with_suffix(".tmp")
-            encode_clips(vae, self.amounts.clips, temporary, SEED, lambda *_: bar.update())
-            temporary.replace(path)
+            encode_clips(vae, self.amounts.clips, path, SEED, lambda *_: bar.update())
 
     def train_unet(self, model: Path, clips: Path, name: str, stride: int, steps: int, lr_min: float) -> Weights:
         """The UNet of a model after `steps` of the project's own trainer, which goes on where it was stopped."""
@@ -139,9 +149,8 @@ class Recipe:
         path = self.work / f"{name}.safetensors"
         if not path.is_file():
             weights = {key: value.cpu().contiguous() for key, value in train().items()}
-            temporary = path.with_suffix(".tmp")
-            save_file(weights, temporary)
-            temporary.replace(path)
+            with whole_file(path) as temporary:
+                save_file(weights, temporary)
         return load_file(path)
 
 

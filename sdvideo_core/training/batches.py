@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -46,6 +47,10 @@ class Model(Protocol):
     ) -> Tensor: ...
 
 
+def samples_per_step(trainer: SDVideoTrainer, accelerator: Accelerator) -> int:
+    return (trainer.dataloader.batch_size or 1) * trainer.gradient_accumulation * accelerator.num_processes
+
+
 class Batches:
     """The batches of a run by number. Number and seed decide them, so a resumed run sees what an unbroken one does."""
 
@@ -57,11 +62,6 @@ class Batches:
         self.video_size = (0, 0, 0)  # frames, height and width of the last batch's latents
         self._iterator: Iterator[dict[str, Any]] = iter(())
         self._next = -1
-
-    @property
-    def samples_per_step(self) -> int:
-        batch = self.trainer.dataloader.batch_size or 1
-        return batch * self.trainer.gradient_accumulation * self.accelerator.num_processes
 
     def get(self, number: int) -> tuple[Tensor, Tensor, torch.Generator]:
         """Latents (B, 4, F, h, w), context (B, N, D) and the generator of batch 0, 1, ... of this process."""
@@ -96,6 +96,10 @@ class Batches:
         seed = np.random.SeedSequence([self.trainer.seed, *parts]).generate_state(1, np.uint64)[0]
         return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 
+    @cached_property
+    def _empty(self) -> Tensor:
+        return self.model.text_encoder([""])
+
     @torch.no_grad()
     def _latents(self, pixel_values: Tensor) -> Tensor:
         """Clip by clip, as the cache encodes them: in larger batches the last bits differ."""
@@ -112,6 +116,5 @@ class Batches:
         else:
             captions = [self.model.text_encoder([caption]) for caption in text]
         if dropped.any():
-            empty = self.model.text_encoder([""])
-            captions = [empty if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
+            captions = [self._empty if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
         return torch.cat([caption.float() for caption in captions])

@@ -1,7 +1,7 @@
 """Cache: clips and captions encoded once into files, and the dataset that reads these files.
 
-A cache is a folder: clips/NAME.safetensors for each clip, empty.safetensors with the empty caption, and index.json,
-which is written last: a folder without it is a cache that was not finished.
+A cache is a folder: clips/NAME.safetensors for each clip, and index.json, which is written last: a folder without it is
+a cache that was not finished.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from ..vae import AutoencoderKL
 from ..video_io import StrPath
+from ..whole_file import whole_file
 from .collate import check_options, collate_fn
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT = "sdvideo-cache-1"
 INDEX_NAME = "index.json"
-EMPTY_NAME = "empty.safetensors"
+CLIPS_NAME = "clips"
 SAMPLES = 16  # values of each weight that tell one model from another
 
 Header = dict[str, str]
@@ -95,9 +95,6 @@ def encode_dataset(
     }
     common = _common_header(settings)
     (directory / INDEX_NAME).unlink(missing_ok=True)
-    empty_header = common | {"text": ""}
-    if _read_header(directory / EMPTY_NAME) != empty_header:
-        _write_tensors(directory / EMPTY_NAME, {"context": _encode_text(model, "", dtype)}, empty_header)
     names: dict[Any, None] = {}  # a set that keeps its order
     for index in tqdm(range(len(dataset)), desc="Caching", unit="clip", disable=not bar):
         item = dataset[index]
@@ -111,14 +108,15 @@ def encode_dataset(
             _write_tensors(path, _encode_clip(model, item, pixels, dtype), header)
         names[name] = None
     index_text = json.dumps({"format": FORMAT, "settings": settings, "clips": list(names)}, indent=1)
-    _write(directory / INDEX_NAME, lambda temporary: temporary.write_text(index_text, encoding="utf-8"))
+    with whole_file(directory / INDEX_NAME) as temporary:
+        temporary.write_text(index_text, encoding="utf-8")
     return directory
 
 
 class CachedDataset(Dataset[CachedItem]):
     """The items of a cache, in the order of the dataset that was encoded.
 
-    empty_context: the encoded empty caption (77, D). settings: what the cache was made with.
+    settings: what the cache was made with.
     Raises CacheError for a folder without a finished cache, missing or damaged files, and files of other settings.
     """
 
@@ -126,9 +124,8 @@ class CachedDataset(Dataset[CachedItem]):
         self.directory = Path(directory)
         self.settings, self.names = _read_index(self.directory)
         self.paths = [_clip_path(self.directory, name) for name in self.names]
-        for path in (*self.paths, self.directory / EMPTY_NAME):
+        for path in self.paths:
             _check_header(path, _common_header(self.settings))
-        self.empty_context = _read_tensors(self.directory / EMPTY_NAME, "context")[0].clone()  # maps no file
 
     def check_model(self, model: Encoders) -> None:
         """Raise CacheError if another autoencoder or text encoder than the model's wrote the cache.
@@ -208,25 +205,12 @@ def _fingerprint(*modules: nn.Module) -> str:
 def _clip_path(directory: Path, name: Any) -> Path:
     if not isinstance(name, str) or {"", ".", ".."} & set(re.split(r"[/\\]", name)):
         raise CacheError(f"a clip is named {name!r}, expected a name such as 0001 or folder/0001; rename the clip")
-    return directory / "clips" / f"{name}.safetensors"
+    return directory / CLIPS_NAME / f"{name}.safetensors"
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor], header: Header) -> None:
-    _write(path, lambda temporary: save_file(tensors, temporary, metadata=header))
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, which becomes `path` only if all went well."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        temporary.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise OSError(f"cannot write {path}: {error}; check permissions and free space") from error
-    finally:
-        if temporary.exists():
-            temporary.unlink()
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
 
 
 def _read_index(directory: Path) -> tuple[dict[str, Any], list[str]]:

@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple, TypedDict
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..video_io import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS, StrPath, load_sequence
+from ..video_io import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS, StrPath, load_sequence, natural_order
 
 GIF_EXTENSIONS = (".gif",)
 CLIP_EXTENSIONS = (".gif", ".webp", ".apng", *VIDEO_EXTENSIONS)
@@ -75,7 +75,7 @@ class ClipDataset(Dataset[ClipItem]):
             except ClipError as error:
                 self.skipped.append((entry.name, str(error)))
         claimed = {caption for entry in found for caption in entry.captions}
-        for text in sorted(set(texts) - claimed, key=_natural_order):
+        for text in sorted(set(texts) - claimed, key=natural_order):
             self.skipped.append((text.name, f"{text} is a caption without a clip; add the clip or remove this file"))
         self._report(skip_bad)
 
@@ -213,20 +213,14 @@ def _folder(path: StrPath) -> Path:
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=_natural_order)
+    return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=natural_order)
 
 
 def _visible_files(folder: Path) -> list[Path]:
     """Files here and in subfolders, without hidden ones, in natural order."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     visible = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-    return sorted(visible, key=_natural_order)
-
-
-def _natural_order(path: Path) -> tuple[list[str | int], str]:
-    name = path.as_posix()
-    parts = re.split(r"(\d+)", name.lower())  # text and digits take turns, so like is compared with like
-    return [int(part) if part.isdecimal() else part for part in parts], name
+    return sorted(visible, key=natural_order)
 
 
 def _texts(files: list[Path]) -> list[Path]:

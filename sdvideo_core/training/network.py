@@ -12,6 +12,7 @@ from ..attention import products, sdpa, xformers_attention
 from ..blocks import TemporalConv, TemporalTransformer
 from ..lora import LoRA, save_lora
 from ..unet import UNetSD
+from ..whole_file import whole_file
 
 TRAIN_ONLY: dict[str, tuple[type[nn.Module], ...]] = {
     "all": (UNetSD,),
@@ -70,9 +71,8 @@ class Network(nn.Module):
         unet = {
             own_name(key).removeprefix("unet."): value.to("cpu", dtype).contiguous() for key, value in weights.items()
         }
-        temporary = path.with_name(f".{path.name}.tmp")
-        save_file(unet, temporary, metadata | {"format": "pt"})
-        temporary.replace(path)
+        with whole_file(path) as temporary:
+            save_file(unet, temporary, metadata | {"format": "pt"})
 
 
 def own_name(key: str) -> str:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .batches import Batches, Model
+from .batches import Batches, Model, samples_per_step
 from .ema import EMA
 from .loss import DiffusionLoss
 from .loss_plot import plot_loss
@@ -66,7 +66,7 @@ class SDVideoTrainer:
     preencoded_img: bool = False  # pixel_values are latents (b, f, 4, h, w), as `sdvideo cache` writes them
     preencoded_txt: bool = False  # text is embeddings (b, 77, D)
     adam8bit: bool = False  # bitsandbytes' AdamW, on CUDA
-    gradient_checkpointing: bool = False  # less memory, about a third more time, the same numbers
+    gradient_checkpointing: bool = False  # less memory, more time, the same numbers
     mixed_precision: str = "no"  # "no", "bf16" or, on CUDA, "fp16"
     ema: float | None = None  # share of the running average kept at each step, such as 0.999; it is what is saved
     max_grad_norm: float | None = 1.0  # longer gradients are cut to this; None: never
@@ -108,7 +108,6 @@ class SDVideoTrainer:
         run = _Run(self, run_name, steps)
         with run:
             self.losses = run.progress.losses
-            run.check_states()
             for done in run.steps(bar, log_every):
                 last = done == run.total_steps
                 if done % save_every == 0 and not last:
@@ -168,7 +167,7 @@ class _Run:
         _check_sharding(t, self.accelerator)
         self.network = Network(t.model.unet, t.lora_rank, t.train_only, t.seed)
         stack.callback(self.network.end)
-        rate = t.lr * self._lr_scale()
+        rate = t.lr * (samples_per_step(t, self.accelerator) if t.scale_lr else 1)
         optimizer = _optimizer(list(self.network.trainable().values()), rate, t)
         self.prepared, self.optimizer, loader = self.accelerator.prepare(self.network, optimizer, t.dataloader)
         self.ema = EMA(self.network.trainable(), t.ema) if t.ema is not None else None
@@ -188,7 +187,7 @@ class _Run:
 
     def steps(self, bar: bool, log_every: int) -> Iterator[int]:
         """Takes the steps that are left; yields how many are done after each."""
-        batch_size = self.batches.samples_per_step
+        batch_size = samples_per_step(self.trainer, self.accelerator)
         first, start = self.progress.step, time.perf_counter()
         silent = not bar or not self.accelerator.is_main_process
         with tqdm(
@@ -205,10 +204,6 @@ class _Run:
                     t.set_postfix_str(f"loss {loss:.4f}, lr {rate:.2g}, {speed:.2f} samples/s")
                     self.accelerator.log({"loss": loss, "lr": rate, "samples_per_second": speed}, step=step + 1)
                 yield step + 1
-
-    def check_states(self) -> None:
-        if self.trainer.save_states:
-            check_newest(self.states, self.progress.step)
 
     def save(self) -> None:
         """Writes the weights for use, then the state: a run that is killed in between resumes from the last one."""
@@ -256,8 +251,7 @@ class _Run:
             latents, context, generator = self.batches.get(step * parts + part)
             sync = self.accelerator.no_sync(self.prepared) if part < parts - 1 else contextlib.nullcontext()
             with sync, self.batches.randomness(generator):
-                with self.accelerator.autocast():
-                    loss = self.loss(lambda x, t, c=context: self.prepared(x, t, c), latents, generator) / parts
+                loss = self.loss(lambda x, t, c=context: self.prepared(x, t, c), latents, generator) / parts
                 self.accelerator.backward(loss)
             total += float(cast(Tensor, self.accelerator.reduce(loss.detach(), "mean")))
         if not np.isfinite(total):
@@ -281,15 +275,10 @@ class _Run:
             **{name: getattr(t, name) for name in SAME_IN_A_RUN},
         }
         state = newest_state(self.states) if t.load_state is True else t.load_state
-        if not state:
-            return Progress(settings)
-        return load_state(self.accelerator, Path(state), settings, self.ema)
-
-    def _lr_scale(self) -> int:
-        t = self.trainer
-        if not t.scale_lr:
-            return 1
-        return (t.dataloader.batch_size or 1) * t.gradient_accumulation * self.accelerator.num_processes
+        progress = load_state(self.accelerator, Path(state), settings, self.ema) if state else Progress(settings)
+        if t.save_states:
+            check_newest(self.states, progress.step)
+        return progress
 
     def _lr_schedule(self, lr: float) -> LRSchedule:
         t = self.trainer

@@ -4,7 +4,6 @@ import copy
 import itertools
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -128,27 +127,15 @@ def test_other_models_make_room(trained):
     assert trained["num_clips"] == 2
 
 
-def write_in_comfy(folder):
-    from sdvideo.nodes.comfy_bridge.folders import workflow_metadata, write_whole
+def metadata_in_comfy():
+    from sdvideo.nodes.comfy_bridge.folders import workflow_metadata
 
-    messages = []
-    for path in (Path(folder), Path(folder) / "missing" / "lora.safetensors"):
-        try:
-            write_whole(path, b"weights")
-        except OSError as error:
-            messages.append(str(error))
-    return {"messages": messages, "metadata": workflow_metadata({"1": {}}, {"workflow": {}})}
+    return {"metadata": workflow_metadata({"1": {}}, {"workflow": {}})}
 
 
-def test_a_file_that_cannot_be_written_is_named_and_metadata_can_be_left_out(comfy_job, tmp_path):
-    (tmp_path / "folder").mkdir()
+def test_metadata_can_be_left_out(comfy_job):
     job = {**comfy_job, "flags": (*comfy_job["flags"], "--disable-metadata")}
-    result = call_in_comfy(job, write_in_comfy, folder=str(tmp_path / "folder"))
-    for message, name in zip(result["messages"], ("folder", "folder/missing/lora.safetensors"), strict=True):
-        assert message.startswith(f"cannot write {tmp_path / name}: ")
-        assert message.endswith("; make it writable or free some space")
-    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
-    assert result["metadata"] == {}
+    assert call_in_comfy(job, metadata_in_comfy) == {"metadata": {}}
 
 
 GRAPH = {

@@ -77,7 +77,7 @@ def test_the_encoder_knows_the_words_and_nothing_else(tmp_path):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """The recipe with next to nothing of each stage."""
-    amounts = Amounts(vae_parts=2, vae_frames=1, text=1, clips=6, every_second_frame=2, every_frame=1)
+    amounts = Amounts(vae_parts=2, vae_frames=1, decoder=1, text=1, clips=6, every_second_frame=2, every_frame=1)
     recipe = Recipe(tmp_path_factory.mktemp("work"), amounts=amounts, compiled=False)
     return recipe, recipe.make(recipe.work / "model")
 
