@@ -27,9 +27,9 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Tests run beside a ComfyUI on the same cores; threads that wait actively would take them from it.
+# Two workers of one thread each: the models here are too small for a second thread to help.
 test: lint types ## set up, lint, types, then all tests; ComfyUI's too where there is one ($COMFYUI_PATH)
-	@OMP_WAIT_POLICY=passive $(PY) -m pytest
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(TOOLS) ## check style and layout with ruff
 	@$(PY) -m ruff check .

@@ -1,5 +1,6 @@
 """Fixtures: the demo model, a tiny ModelScope directory with random weights."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,11 @@ import torch
 
 from sdvideo_core import SDVideo
 from sdvideo_core.demo.untrained import make_demo_model
+
+
+def pytest_collection_finish() -> None:
+    # What is imported by now is no garbage; looking through it after each training takes as long as the training.
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

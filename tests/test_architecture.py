@@ -12,39 +12,10 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from tests.arrows import CORE_ARROWS
+
 ROOT = Path(__file__).parents[1]
 
-NETWORKS = {"config", "attention", "blocks", "unet", "vae", "text_encoder"}
-FILES = {"configuration", "key_maps", "checkpoint", "inspection", "lora", "frames", "video_io"}
-LIBRARY = NETWORKS | FILES | {"schedule", "guidance", "ddim"}
-
-# What each module or subpackage of sdvideo_core may import of sdvideo_core.
-CORE_ARROWS: dict[str, set[str]] = {
-    "config": set(),
-    "configuration": {"config"},
-    "layers": set(),
-    "attention": {"config"},
-    "blocks": {"config", "attention"},
-    "unet": {"config", "layers", "attention", "blocks"},
-    "vae": {"config"},
-    "text_encoder": {"config"},
-    "schedule": set(),
-    "guidance": {"unet", "schedule"},
-    "ddim": {"guidance", "schedule"},
-    "key_maps": {"config"},
-    "checkpoint": {"configuration", "key_maps"} | NETWORKS - {"blocks"},
-    "inspection": {"checkpoint", "configuration"},
-    "lora": {"config", "key_maps", "checkpoint", "unet"},
-    "frames": set(),
-    "video_io": {"frames"},
-    "training": LIBRARY,
-    "pipeline": LIBRARY,
-    "demo": LIBRARY | {"training", "pipeline"},
-    "cli_training": LIBRARY | {"training", "pipeline"},
-    "cli": LIBRARY | {"demo", "training", "pipeline", "cli_training"},
-    "__main__": {"cli"},
-    "__init__": LIBRARY | {"demo", "training", "pipeline"},
-}
 PACK_ARROWS = {"__init__.py": {"nodes"}, "nodes": {"nodes", "sdvideo_core"}}
 
 BRIDGE = "nodes/comfy_bridge"

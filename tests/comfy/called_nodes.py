@@ -17,9 +17,9 @@ def call(node, *arguments, **inputs):
     return output.args if isinstance(output, io.NodeOutput) else output
 
 
-def load(model="demo"):
-    """MODEL, CLIP, VAE."""
-    return call("SDVideoModelScopeLoader", model)
+def load(model="demo", **parts):
+    """MODEL, CLIP, VAE; parts are the inputs `vae` and `clip`."""
+    return call("SDVideoModelScopeLoader", model, **parts)[:3]
 
 
 def encode(clip, positive="a red circle", negative="blurry"):

@@ -2,7 +2,6 @@
 
 import signal
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from sdvideo_core.demo.clips import Scene, caption, draw_clip
 from sdvideo_core.demo.untrained import make_demo_model
-from tests.comfy.comfy_child import call_in_comfy
+from tests.comfy.comfy_child import ComfyChild
 from tests.comfy.comfy_server import (
     ENVIRONMENT,
     FLAGS,
@@ -90,8 +89,9 @@ def comfy_job(comfyui: Path, comfy_base: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def in_comfy(comfy_job: dict[str, Any]) -> Callable[..., dict[str, Any]]:
+def in_comfy(comfy_job: dict[str, Any]) -> Iterator[Callable[..., dict[str, Any]]]:
     """`in_comfy(function, **arguments)` calls a top-level function of a test file as a node would run: among
     ComfyUI's modules, with the server's flags, in torch.inference_mode. Its arguments and the dict it returns
     hold tensors and JSON values. There, `sdvideo` is this pack; import it and comfy inside the function."""
-    return partial(call_in_comfy, comfy_job)
+    with ComfyChild(comfy_job) as child:
+        yield child.call

@@ -74,4 +74,4 @@ def test_without_it_the_list_lacks_it(found):
 def test_an_unknown_name_is_refused_with_what_there_is(found):
     message = found["some"]["../demo"]
     assert message.startswith("model '../demo' is not in ")
-    assert message.endswith("found family/animov, zeroscope, demo. Put its folder, with configuration.json, there.")
+    assert message.endswith("found family/animov, zeroscope, demo. Put its folder, or its file, there.")

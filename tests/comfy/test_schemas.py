@@ -14,12 +14,15 @@ PACK = "custom_nodes.sdvideo"
 # Node id -> inputs, outputs. Later nodes and inputs may join them; these stay as they are.
 CONTRACT = {
     "SDVideoModelScopeLoader": (["model"], ["MODEL", "CLIP", "VAE"]),
+    "SDVideoLoRALoader": (["model", "clip", "lora_name", "strength_model", "strength_clip"], ["MODEL", "CLIP"]),
     "SDVideoTextEncode": (["clip", "positive", "negative"], ["positive", "negative"]),
     "SDVideoLatentInit": (["width", "height", "num_frames", "frames", "vae"], ["LATENT"]),
     "SDVideoDDIMSampler": (
         ["model", "positive", "negative", "latent", "seed", "steps", "cfg", "eta", "denoise"],
         ["LATENT"],
     ),
+    "SDVideoModelSamplingLCM": (["model", "original_timesteps", "timestep_scaling"], ["MODEL"]),
+    "SDVideoLCMScheduler": (["steps", "denoise", "original_timesteps", "grid"], ["SIGMAS"]),
     "SDVideoVAEDecode": (["samples", "vae"], ["IMAGE"]),
     "SDVideoLoadFrameSequence": (
         ["source", "num_frames", "offset", "stride", "width", "height"],
@@ -34,7 +37,7 @@ CONTRACT = {
 }
 
 # What these list depends on the files a user has.
-FILE_LISTS = ("model", "source")
+FILE_LISTS = ("model", "source", "lora_name", "vae", "clip")
 # Words for people, which may change freely.
 TEXTS = ("tooltip", "display_name", "placeholder")
 

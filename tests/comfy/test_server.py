@@ -219,6 +219,18 @@ def test_tensors_reach_a_child_and_come_back(in_comfy):
     assert result["label"] == "frames"
 
 
+def change_comfy(value):
+    import comfy.model_management as management
+
+    before = getattr(management, "changed", None)
+    management.changed = value
+    return {"before": before}
+
+
+def test_a_call_does_not_see_what_another_changed(in_comfy):
+    assert [in_comfy(change_comfy, value=value) for value in (1, 2)] == [{"before": None}] * 2
+
+
 def fail_in_comfy():
     raise ValueError("a reason worth reading")
 

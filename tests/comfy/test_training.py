@@ -12,7 +12,6 @@ from safetensors import safe_open
 from sdvideo_core import SDVideo
 from sdvideo_core.checkpoint import load_unet
 from sdvideo_core.lora import LoRA, kohya_name, target_layers
-from tests.comfy.comfy_child import call_in_comfy
 
 SIZE, NUM_FRAMES, SEED, PROMPT = 64, 4, 3, "a red circle moving left"
 SETTINGS = {
@@ -128,14 +127,16 @@ def test_other_models_make_room(trained):
 
 
 def metadata_in_comfy():
+    from comfy.cli_args import args
     from sdvideo.nodes.comfy_bridge.folders import workflow_metadata
 
-    return {"metadata": workflow_metadata({"1": {}}, {"workflow": {}})}
+    whole = workflow_metadata({"1": {}}, {"workflow": {}})
+    args.disable_metadata = True
+    return {"whole": whole, "without": workflow_metadata({"1": {}}, {"workflow": {}})}
 
 
-def test_metadata_can_be_left_out(comfy_job):
-    job = {**comfy_job, "flags": (*comfy_job["flags"], "--disable-metadata")}
-    assert call_in_comfy(job, metadata_in_comfy) == {"metadata": {}}
+def test_metadata_can_be_left_out(in_comfy):
+    assert in_comfy(metadata_in_comfy) == {"whole": {"prompt": '{"1": {}}', "workflow": "{}"}, "without": {}}
 
 
 GRAPH = {

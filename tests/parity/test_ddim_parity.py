@@ -8,13 +8,9 @@ from torch import Tensor
 
 from sdvideo_core.ddim import draw_noise, sample_ddim
 from sdvideo_core.schedule import NoiseSchedule
+from tests.numerics import relative_error
 
 SHAPE = (2, 4, 3, 6, 5)  # (B, 4, F, h, w)
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return ((actual - expected).norm() / expected.norm()).item()
 
 
 def diffusers_scheduler() -> DDIMScheduler:

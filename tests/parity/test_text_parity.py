@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sdvideo_core.config import TextConfig
 from sdvideo_core.text_encoder import TextEncoder
+from tests.numerics import relative_error
 
 CONFIGS = {
     "three blocks": TextConfig(width=64, layers=3, heads=4),
@@ -22,11 +23,6 @@ PROMPTS = {
     "longer than the context": "a very long walk " * 60,
 }
 TOGETHER = list(PROMPTS.values())
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return ((actual - expected).norm() / expected.norm()).item()
 
 
 def open_clip_model(config: TextConfig) -> CLIP:

@@ -9,6 +9,7 @@ from torch import Tensor
 from sdvideo_core.config import UNetConfig
 from sdvideo_core.key_maps import diffusers_key, diffusers_modules
 from sdvideo_core.unet import UNetSD
+from tests.numerics import relative_error
 
 # 64 channels and not 32: a group of GroupNorm(32, 32) is one channel, from which it would remove the timestep.
 CONFIGS = {
@@ -26,11 +27,6 @@ CONFIGS = {
     ),
 }
 SHAPES = [(1, 1, 8, 8), (2, 2, 9, 7), (1, 16, 10, 12), (2, 3, 5, 16)]  # (batch, frames, height, width)
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return ((actual - expected).norm() / expected.norm()).item()
 
 
 def diffusers_unet(config: UNetConfig) -> UNet3DConditionModel:

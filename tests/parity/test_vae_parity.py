@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sdvideo_core.config import VAEConfig
 from sdvideo_core.vae import AutoencoderKL
+from tests.numerics import relative_error
 
 CONFIGS = {
     "two blocks a level": VAEConfig(ch=32, ch_mult=(1, 2, 4, 4), num_res_blocks=2),
@@ -31,11 +32,6 @@ RENAMES = [
     (r"\.nin_shortcut\.", ".conv_shortcut."),
     (r"\.norm_out\.", ".conv_norm_out."),
 ]
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return ((actual - expected).norm() / expected.norm()).item()
 
 
 def to_diffusers(state: dict[str, Tensor], config: VAEConfig) -> dict[str, Tensor]:

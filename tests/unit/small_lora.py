@@ -2,8 +2,10 @@
 
 import copy
 import re
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdvideo_core.config import UNetConfig
@@ -59,3 +61,9 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 def exactly(text: str) -> str:
     return f"^{re.escape(text)}$"
+
+
+def rewrite(path: Path, **changes: Tensor | None) -> None:
+    """Changes tensors of a file, with `__` for the dots in their names; None takes one out."""
+    tensors = load_file(path) | {key.replace("__", "."): tensor for key, tensor in changes.items()}
+    save_file({key: tensor for key, tensor in tensors.items() if tensor is not None}, path)

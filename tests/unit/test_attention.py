@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sdvideo_core import attention
 from sdvideo_core.attention import Attention, attend, products, sdpa, xformers_attention
+from tests.numerics import relative_error
 
 # (batch, queries, keys, heads, head_dim)
 SHAPES = [(1, 1, 1, 1, 8), (2, 9, 9, 3, 16), (3, 10, 77, 8, 64), (1, 40, 2, 5, 4)]
@@ -16,11 +17,6 @@ SHAPES = [(1, 1, 1, 1, 8), (2, 9, 9, 3, 16), (3, 10, 77, 8, 64), (1, 40, 2, 5, 4
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return ((actual - expected).norm() / expected.norm()).item()
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:

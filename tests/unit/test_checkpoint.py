@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from sdvideo_core.checkpoint import load_text_encoder, load_unet, load_vae, read_config, vae_weights
+from sdvideo_core.checkpoint import load_text_encoder, load_unet, load_vae, read_config, read_state_dict
 from sdvideo_core.config import ModelConfig, UNetConfig
 from sdvideo_core.demo.untrained import DEMO_TEXT, DEMO_UNET, DEMO_VAE
 
@@ -211,7 +211,7 @@ def test_classes_that_others_declared_safe_do_not_matter_and_stay(lightning_file
     torch.serialization.add_safe_globals(mine)
     before = torch.serialization.get_safe_globals()
     try:
-        vae_weights(lightning_file)
+        read_state_dict(lightning_file)
         assert set(torch.serialization.get_safe_globals()) == set(before) >= set(mine)
     finally:
         torch.serialization.clear_safe_globals()

@@ -24,9 +24,11 @@ from sdvideo_core.checkpoint import (
     what_is,
 )
 from sdvideo_core.config import ModelConfig, VAEConfig
+from sdvideo_core.layouts import ELSEWHERE
 from sdvideo_core.vae import AutoencoderKL
 
 UNET, VAE, TEXT = ModelConfig.unet_file, ModelConfig.vae_file, ModelConfig.text_file
+PARTS = {UNET: "unet", VAE: "vae", TEXT: "text encoder"}
 LOADERS = {UNET: load_unet, VAE: load_vae, TEXT: load_text_encoder}
 CONFIG = "configuration.json"
 
@@ -111,8 +113,8 @@ def test_models_without_temporal_attention_are_refused(tmp_path, value):
 @pytest.mark.parametrize("name", LOADERS)
 def test_missing_weights_are_named_with_where_they_were_looked_for(model_dir, name):
     (model_dir / name).unlink()
-    message = f"{name} is missing; looked for {model_dir / name} and its .safetensors twin. Put the file there."
-    with pytest.raises(FileNotFoundError, match=exactly(message)):
+    message = f"{name} is missing; looked for {model_dir / name} and its .safetensors twin. Put the file there"
+    with pytest.raises(FileNotFoundError, match=exactly(message + ELSEWHERE[PARTS[name]])):
         LOADERS[name](model_dir)
 
 
@@ -231,7 +233,8 @@ OTHER_FILES = [
     ("lora_unet_input_blocks_0_1_proj_in.lora_down.weight", "a LoRA"),
     ("unet.transformer_in.proj_in.lora_A.weight", "a LoRA"),
     ("transformer_in.proj_in.weight", "a UNet in diffusers' format"),
-    ("down_blocks.0.resnets.0.norm1.weight", "an image UNet or VAE in diffusers' format"),
+    ("down_blocks.0.resnets.0.norm1.weight", "an image UNet in diffusers' format"),
+    ("decoder.up_blocks.0.resnets.0.norm1.weight", "an autoencoder in diffusers' format"),
     ("input_blocks.1.0.in_layers.0.weight", "an image UNet"),
     ("input_blocks.0.1.proj_in.weight", "a ModelScope UNet"),
     ("first_stage_model.decoder.conv_in.weight", "a checkpoint with an autoencoder"),
@@ -241,9 +244,12 @@ OTHER_FILES = [
     ("fc.weight", "unknown (its first tensor is fc.weight)"),
 ]
 KINDS = {
-    UNET: (["a ModelScope UNet"], "UNet"),
-    VAE: (["an autoencoder", "a checkpoint with an autoencoder"], "autoencoder"),
-    TEXT: (["an OpenCLIP model"], "OpenCLIP text tower"),
+    UNET: (["a ModelScope UNet", "a UNet in diffusers' format"], "UNet"),
+    VAE: (
+        ["an autoencoder", "a checkpoint with an autoencoder", "an autoencoder in diffusers' format"],
+        "autoencoder",
+    ),
+    TEXT: (["an OpenCLIP model", "a CLIP text model in transformers' format"], "OpenCLIP text tower"),
 }
 
 

@@ -62,7 +62,7 @@ def commands() -> dict[str, argparse.ArgumentParser]:
 
 
 def test_the_commands():
-    assert list(commands()) == ["txt2vid", "vid2vid", "train", "cache", "info", "demo"]
+    assert list(commands()) == ["txt2vid", "vid2vid", "train", "cache", "convert-lora", "convert", "info", "demo"]
 
 
 @pytest.mark.parametrize("name", [None, *commands()])
@@ -97,7 +97,7 @@ def test_help_tells_defaults(described):
 def test_program_name_and_one_line_errors_from_a_shell(tmp_path):
     command = [sys.executable, "-m", "sdvideo_core", "info", str(tmp_path / "nowhere")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    message = f"sdvideo: {tmp_path / 'nowhere'} does not exist; give a model directory or a file of weights\n"
+    message = f"sdvideo: {tmp_path / 'nowhere'} does not exist; give a model folder or a file of weights\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
 
 
@@ -225,9 +225,9 @@ def test_demo_zoom_outside_1_to_8_is_refused(fail):
 
 def test_info_is_text_or_json(demo_model_dir, capsys):
     assert main(["info", str(demo_model_dir)]) == 0
-    assert capsys.readouterr().out.startswith(f"{demo_model_dir} is a ModelScope model directory\n")
+    assert capsys.readouterr().out.startswith(f"{demo_model_dir} is a ModelScope model folder\n")
     assert main(["info", str(demo_model_dir), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["max frames"] == 16
+    assert json.loads(capsys.readouterr().out)["max_frames"] == 16
 
 
 BAD = [
@@ -253,9 +253,7 @@ def test_unknown_device_is_one_line(fail, demo_model_dir):
 
 
 def test_incomplete_model_is_one_line(fail, tmp_path):
-    message = (
-        f"{tmp_path / 'configuration.json'} is missing; copy the configuration.json that belongs to the model there"
-    )
+    message = f"{tmp_path} holds no model; expected configuration.json and weights, or a folder of diffusers"
     assert fail("txt2vid", tmp_path, "a red circle") == message
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from sdvideo_core.config import UNetConfig
 from sdvideo_core.guidance import guided_eps
 from sdvideo_core.unet import UNetSD
+from tests.numerics import relative_error
 
 CONFIG = UNetConfig(dim=64, context_dim=16, dim_mult=(1,), head_dim=16, res_blocks=1)
 VIDEOS = 2
@@ -39,11 +40,6 @@ CONTEXT, CONTEXT_NEG, CONTEXT_OTHER = (random(VIDEOS, 7, 16, seed=seed) for seed
 
 def direct(unet: UNetSD, context: Tensor) -> Tensor:
     return unet(X, torch.full((VIDEOS,), TIMESTEP), context).float()
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return ((actual - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("scale", [1, 1.0])

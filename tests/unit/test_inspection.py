@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sdvideo_core.checkpoint import CheckpointError
+from sdvideo_core.cli import main
 from sdvideo_core.config import ModelConfig
 from sdvideo_core.demo.untrained import make_demo_model
 from sdvideo_core.inspection import describe, inspect
+from sdvideo_core.lora_files import describe_lora
 
 UNET, VAE, TEXT = ModelConfig.unet_file, ModelConfig.vae_file, ModelConfig.text_file
 PARTS = {"unet": UNET, "vae": VAE, "text encoder": TEXT}
@@ -24,18 +27,19 @@ def model_dir(demo_model_dir: Path, tmp_path: Path) -> Path:
 
 def test_whole_model(demo_model_dir):
     report = inspect(demo_model_dir)
-    assert report["is"] == "a ModelScope model directory"
-    assert (report["missing"], report["problems"], report["max frames"]) == ([], [], 16)
-    assert report["unet config"]["dim"] == 32
-    assert report["vae"]["config"] == {"ch": 32, "ch_mult": (1, 1, 1, 2), "num_res_blocks": 1, "z_channels": 4}
-    assert report["text encoder"]["config"]["layers"] == 3
+    assert (report["is"], report["layout"]) == ("a ModelScope model folder", "modelscope")
+    assert (report["missing"], report["problems"], report["warnings"]) == ({}, [], [])
+    parts = report["parts"]
+    assert parts["unet"]["config"]["dim"] == 32
+    assert parts["vae"]["config"] == {"ch": 32, "ch_mult": (1, 1, 1, 2), "num_res_blocks": 1, "z_channels": 4}
+    assert parts["text encoder"]["config"]["layers"] == 3
     for part, name in PARTS.items():
-        assert report[part]["file"] == str(demo_model_dir / name)
-        assert list(report[part]["dtypes"]) == ["float32"]
+        assert parts[part]["files"] == [str(demo_model_dir / name)]
+        assert list(parts[part]["dtypes"]) == ["float32"]
 
 
 def test_sizes_are_those_of_the_weights(demo_model_dir, demo_model):
-    measured = inspect(demo_model_dir)["unet"]
+    measured = inspect(demo_model_dir)["parts"]["unet"]
     parameters = list(demo_model.unet.parameters())
     assert measured["tensors"] == len(parameters)
     assert measured["parameters"] == sum(parameter.numel() for parameter in parameters)
@@ -44,29 +48,34 @@ def test_sizes_are_those_of_the_weights(demo_model_dir, demo_model):
 
 
 def test_precision_is_told(tmp_path):
-    report = inspect(make_demo_model(tmp_path, dtype=torch.float16))
-    assert report["unet"]["dtypes"] == {"float16": report["unet"]["tensors"]}
-    assert report["unet"]["bytes"] == 2 * report["unet"]["parameters"]
+    unet = inspect(make_demo_model(tmp_path, dtype=torch.float16))["parts"]["unet"]
+    assert unet["dtypes"] == {"float16": unet["tensors"]}
+    assert unet["bytes"] == 2 * unet["parameters"]
 
 
 def test_report_is_json(demo_model_dir):
-    assert json.loads(json.dumps(inspect(demo_model_dir)))["vae"]["config"]["ch_mult"] == [1, 1, 1, 2]
+    assert json.loads(json.dumps(inspect(demo_model_dir)))["parts"]["vae"]["config"]["ch_mult"] == [1, 1, 1, 2]
+
+
+def looked(path: Path) -> str:
+    return f"looked for {path} and its .safetensors twin"
 
 
 @pytest.mark.parametrize(("part", "name"), PARTS.items())
 def test_missing_part_is_listed_and_the_others_are_measured(model_dir, part, name):
     (model_dir / name).unlink()
     report = inspect(model_dir)
-    assert report["missing"] == [name]
-    assert [other for other in PARTS if other in report] == [other for other in PARTS if other != part]
-    assert f"\n  missing: {name}\n" in describe(report)
+    [(missing, where)] = report["missing"].items()
+    assert (missing, where) == (part, f"{name} is missing; {looked(model_dir / name)}. Put the file there")
+    assert list(report["parts"]) == [other for other in PARTS if other != part]
+    assert f"\n  missing: {part} {name} is missing; looked for " in describe(report)
 
 
 def test_wrong_file_is_a_problem_that_is_told(model_dir):
     shutil.copyfile(model_dir / TEXT, model_dir / VAE)
     report = inspect(model_dir)
     problem = f"{model_dir / VAE} is an OpenCLIP model; expected a ModelScope autoencoder"
-    assert (report["problems"], report["missing"]) == ([problem], [])
+    assert (report["problems"], report["missing"]) == ([problem], {})
     assert f"\n  problems: {problem}\n" in describe(report)
 
 
@@ -84,10 +93,13 @@ def test_weights_that_do_not_fit_are_a_problem(model_dir):
     assert inspect(model_dir)["problems"] == [message]
 
 
-def test_directory_without_configuration(tmp_path):
-    report = inspect(tmp_path)
-    assert report["missing"] == ["configuration.json"]
-    assert describe(report) == f"{tmp_path} is a directory without configuration.json\n  missing: configuration.json"
+def test_folder_without_a_model(demo_model_dir, tmp_path):
+    message = r"holds no model; expected configuration\.json and weights, or a folder of diffusers$"
+    with pytest.raises(CheckpointError, match=message):
+        inspect(tmp_path)
+    shutil.copytree(demo_model_dir, tmp_path / "deeper")
+    with pytest.raises(CheckpointError, match=r"There is one in deeper$"):
+        inspect(tmp_path)
 
 
 def test_bad_configuration_is_an_error(tmp_path):
@@ -97,7 +109,7 @@ def test_bad_configuration_is_an_error(tmp_path):
 
 
 def test_path_that_does_not_exist(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"does not exist; give a model directory or a file of weights$"):
+    with pytest.raises(FileNotFoundError, match=r"does not exist; give a model folder or a file of weights$"):
         inspect(tmp_path / "nowhere")
 
 
@@ -112,10 +124,10 @@ def test_single_file(demo_model_dir, name, what):
 
 
 def test_description_is_for_people(tmp_path):
-    weights = {"a.lora_A.weight": torch.zeros(100, 100), "a.lora_B.weight": torch.zeros(100, 100, dtype=torch.float16)}
+    weights = {"fc.weight": torch.zeros(100, 100), "fc.bias": torch.zeros(100, 100, dtype=torch.float16)}
     torch.save(weights, tmp_path / "some.pth")
     assert describe(inspect(tmp_path / "some.pth")).splitlines() == [
-        f"{tmp_path / 'some.pth'} is a LoRA",
+        f"{tmp_path / 'some.pth'} is unknown (its first tensor is fc.weight)",
         "  tensors: 2",
         "  parameters: 20,000",
         "  bytes: 60,000",
@@ -123,7 +135,55 @@ def test_description_is_for_people(tmp_path):
     ]
 
 
+def test_lora_is_described(tmp_path):
+    path = "lora_unet_input_blocks_0_1_proj_in"
+    weights = {f"{path}.lora_down.weight": torch.zeros(4, 320), f"{path}.lora_up.weight": torch.zeros(512, 4)}
+    save_file(weights, tmp_path / "lora.safetensors")
+    report = inspect(tmp_path / "lora.safetensors")
+    assert report["layout"] is None
+    assert report == report | describe_lora(tmp_path / "lora.safetensors")
+    assert report["tensors"] == 2
+
+
 def test_description_of_a_whole_model_has_a_line_for_each_part(demo_model_dir):
     lines = describe(inspect(demo_model_dir)).splitlines()
-    assert lines[0] == f"{demo_model_dir} is a ModelScope model directory"
-    assert [line.split(":")[0].strip() for line in lines[1:]] == ["unet config", "max frames", *PARTS]
+    assert lines[0] == f"{demo_model_dir} is a ModelScope model folder"
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["max_frames", *PARTS]
+
+
+@pytest.fixture(scope="module")
+def finetuned(diffusers_dir, tmp_path_factory) -> Path:
+    """What Text-To-Video-Finetuning writes: a folder of diffusers with a LoRA in it."""
+    folder = Path(shutil.copytree(diffusers_dir, tmp_path_factory.mktemp("runs") / "checkpoint-100"))
+    (folder / "lora").mkdir()
+    (folder / "lora" / "100_unet.pt").touch()
+    return folder
+
+
+def test_folder_of_diffusers(finetuned):
+    report = inspect(finetuned)
+    assert (report["is"], report["layout"]) == ("a model folder in diffusers' format", "diffusers")
+    assert [report["parts"][part]["config"]["dim" if part == "unet" else "ch"] for part in ("unet", "vae")] == [32, 32]
+    assert report["parts"]["text encoder"]["config"]["layers"] == 3
+    assert report["parts"]["unet"]["files"] == [str(finetuned / "unet" / "diffusion_pytorch_model.safetensors")]
+    lora = finetuned / "lora" / "100_unet.pt"
+    assert report["warnings"] == [f"LoRAs lie beside it, and are not part of it: {lora}"]
+
+
+def test_folder_of_diffusers_without_an_autoencoder(finetuned, tmp_path, capsys):
+    folder = shutil.copytree(finetuned, tmp_path / "model")
+    shutil.rmtree(folder / "vae")
+    assert main(["info", str(folder)]) == 1
+    assert f"missing: vae {folder / 'vae'} holds no weights, such as diffusion_pytorch_model" in capsys.readouterr().out
+
+
+def test_unet_alone(finetuned, capsys):
+    report = inspect(finetuned / "unet" / "diffusion_pytorch_model.safetensors")
+    assert (report["is"], report["layout"]) == ("a UNet in diffusers' format", "file")
+    assert (list(report["parts"]), report["missing"], report["problems"]) == (["unet"], {}, [])
+    assert [line.split(":")[0] for line in report["warnings"]] == [
+        "it has no autoencoder",
+        "it has no OpenCLIP text tower",
+    ]
+    assert inspect(finetuned / "unet")["is"] == "a UNet in diffusers' format"
+    assert main(["info", str(finetuned / "unet")]) == 0

@@ -5,21 +5,17 @@ import sys
 import pytest
 import torch
 from accelerate import Accelerator, DistributedType
-from torch.utils.data import DataLoader
 
 from sdvideo_core import SDVideo
 from sdvideo_core.attention import sdpa
 from sdvideo_core.training import SDVideoTrainer
+from tests.unit.small_training import collate, loader, train
 
 CLIPS = [(torch.zeros(2, 4, 4, 4), "a clip")] * 2
 
 
-def collate(items):
-    return {"pixel_values": torch.stack([clip for clip, _ in items]), "text": [text for _, text in items]}
-
-
 def trainer(model, out, data=CLIPS, make=collate, **options) -> SDVideoTrainer:
-    return SDVideoTrainer(model, DataLoader(data, 1, collate_fn=make), out, preencoded_img=True, **options)
+    return SDVideoTrainer(model, loader(data, 1, collate_fn=make, shuffle=False), out, preencoded_img=True, **options)
 
 
 @pytest.mark.parametrize(
@@ -36,9 +32,9 @@ def trainer(model, out, data=CLIPS, make=collate, **options) -> SDVideoTrainer:
         ({"data": []}, "the dataloader has no batches"),
     ],
 )
-def test_settings_are_checked_at_once(demo_model, tmp_path, options, message):
+def test_settings_are_checked_at_once(small_model, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        trainer(demo_model, tmp_path, **options)
+        trainer(small_model, tmp_path, **options)
 
 
 @pytest.mark.parametrize(
@@ -51,42 +47,49 @@ def test_settings_are_checked_at_once(demo_model, tmp_path, options, message):
         ({"lr_min": 1.0}, "lr_min=1.0; it must be 0..lr"),
     ],
 )
-def test_settings_of_parts_are_checked_before_a_step(demo_model, tmp_path, options, message):
+def test_settings_of_parts_are_checked_before_a_step(small_model, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
-        trainer(demo_model, tmp_path, **options).train(steps=1, bar=False)
+        train(trainer(small_model, tmp_path, **options), steps=1)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("name", ["steps", "log_every", "save_every", "sample_every"])
-def test_counts_of_a_run_are_checked(demo_model, tmp_path, name):
+def test_counts_of_a_run_are_checked(small_model, tmp_path, name):
     with pytest.raises(ValueError, match=f"^{name}=0; it must be at least 1$"):
-        trainer(demo_model, tmp_path).train(bar=False, **{name: 0})
+        trainer(small_model, tmp_path).train(bar=False, **{name: 0})
 
 
-def test_half_weights_are_refused_unless_for_a_lora(demo_model_dir, tmp_path):
-    model = SDVideo(demo_model_dir, dtype=torch.float16)
+def test_half_weights_are_refused_unless_for_a_lora(new_model, tmp_path):
+    model = new_model(dtype=torch.float16)
     with pytest.raises(
         ValueError, match=r"torch.float16, too coarse for small steps; load it with dtype=torch.float32"
     ):
         trainer(model, tmp_path)
 
 
-def test_a_bad_batch_is_named(demo_model, tmp_path):
+def test_a_bad_batch_is_named(small_model, tmp_path):
     def wrong(items):
         return collate(items) | {"text": "one string"}
 
     with pytest.raises(ValueError, match="text is "):
-        trainer(demo_model, tmp_path, make=wrong).train(steps=1, bar=False)
+        train(trainer(small_model, tmp_path, make=wrong), steps=1)
 
 
-def test_a_loss_of_nan_stops_the_run(demo_model_dir, tmp_path):
-    model = SDVideo(demo_model_dir, amp=False)
+def test_a_loss_of_nan_stops_the_run(model, tmp_path):
     with torch.no_grad():
         model.unet.out[-1].bias.fill_(float("nan"))
     message = r"the loss of step 1 is nan with lr=0.0001 and mixed_precision=no; use a lower lr or bf16"
     with pytest.raises(FloatingPointError, match=message):
-        trainer(model, tmp_path).train(steps=1, bar=False)
+        train(trainer(model, tmp_path), steps=1)
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def stopped(small_model_dir, tmp_path_factory):
+    """The folder of a run of one step."""
+    out = tmp_path_factory.mktemp("stopped")
+    train(trainer(SDVideo(small_model_dir, amp=False), out), steps=1)
+    return out
 
 
 @pytest.mark.parametrize(
@@ -99,67 +102,63 @@ def test_a_loss_of_nan_stops_the_run(demo_model_dir, tmp_path):
         ({"data": CLIPS * 2}, "was saved with batches=2, this run has 4"),
     ],
 )
-def test_a_state_of_another_run_is_refused(demo_model_dir, tmp_path, options, message):
-    trainer(SDVideo(demo_model_dir, amp=False), tmp_path).train(steps=1, bar=False)
+def test_a_state_of_another_run_is_refused(small_model, stopped, options, message):
     with pytest.raises(ValueError, match=message):
-        trainer(SDVideo(demo_model_dir, amp=False), tmp_path, load_state=True, **options).train(steps=2, bar=False)
+        train(trainer(small_model, stopped, load_state=True, **options), steps=2)
 
 
-def test_a_folder_that_is_no_state_is_refused(demo_model, tmp_path):
+def test_a_folder_that_is_no_state_is_refused(small_model, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is no state of a training run.*name a step-\* folder"):
-        trainer(demo_model, tmp_path, load_state=tmp_path).train(steps=1, bar=False)
+        train(trainer(small_model, tmp_path, load_state=tmp_path), steps=1)
 
 
-def test_missing_bitsandbytes_is_named(demo_model, tmp_path, monkeypatch):
+def test_missing_bitsandbytes_is_named(small_model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    run = trainer(demo_model, tmp_path)
+    run = trainer(small_model, tmp_path)
     run.adam8bit = True  # which is refused on a CPU
     with pytest.raises(ImportError, match="adam8bit needs the package bitsandbytes, which is missing; pip install"):
-        run.train(steps=1, bar=False)
+        train(run, steps=1)
 
 
-def test_a_missing_tracker_is_named(demo_model, tmp_path):
+def test_a_missing_tracker_is_named(small_model, tmp_path):
     message = "log_with='comet_ml' is not installed; pip install comet_ml"
     with pytest.warns(UserWarning, match="comet_ml"), pytest.raises(ImportError, match=message):
-        trainer(demo_model, tmp_path, log_with="comet_ml").train(steps=1, bar=False)
+        train(trainer(small_model, tmp_path, log_with="comet_ml"), steps=1)
 
 
-def test_a_new_run_does_not_mix_with_an_old_one(demo_model_dir, tmp_path):
-    trainer(SDVideo(demo_model_dir, amp=False), tmp_path).train(steps=3, bar=False)
+def test_a_new_run_does_not_mix_with_an_old_one(model, tmp_path):
+    train(trainer(model, tmp_path), steps=3)
     before = sorted((tmp_path / "vid_states").iterdir())
     with pytest.raises(
         ValueError, match="has step-00000003 of an earlier run, and this one starts at step 0; resume it"
     ):
-        trainer(SDVideo(demo_model_dir, amp=False), tmp_path).train(steps=1, bar=False)
+        train(trainer(model, tmp_path), steps=1)
     assert sorted((tmp_path / "vid_states").iterdir()) == before
 
 
 @pytest.mark.parametrize("options", [{"ema": 0.9}, {"lora_rank": 2}])
-def test_split_weights_are_refused_where_whole_ones_are_needed(demo_model_dir, tmp_path, options, monkeypatch):
+def test_split_weights_are_refused_where_whole_ones_are_needed(model, tmp_path, options, monkeypatch):
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
-    model = SDVideo(demo_model_dir, amp=False)
     with pytest.raises(ValueError, match="with FSDP, which splits the weights; launch with DDP"):
-        trainer(model, tmp_path, **options).train(steps=1, bar=False)
+        train(trainer(model, tmp_path, **options), steps=1)
 
 
-def test_a_run_that_cannot_begin_leaves_the_model_as_it_was(demo_model_dir, tmp_path):
-    model = SDVideo(demo_model_dir, amp=False)
+def test_a_run_that_cannot_begin_leaves_the_model_as_it_was(model, tmp_path):
     with pytest.raises(FileNotFoundError):
-        trainer(model, tmp_path, lora_rank=2, load_state=tmp_path).train(steps=1, bar=False)
+        train(trainer(model, tmp_path, lora_rank=2, load_state=tmp_path), steps=1)
     assert all(p.requires_grad for p in model.unet.parameters())
     assert model.unet.attention is sdpa
 
 
-def test_a_stopped_run_leaves_the_model_usable(demo_model_dir, tmp_path):
+def test_a_stopped_run_leaves_the_model_usable(model, tmp_path):
     class Stopped(Exception):
         pass
 
     def stop(*_):
         raise Stopped
 
-    model = SDVideo(demo_model_dir, amp=False)
     with pytest.raises(Stopped):
-        trainer(model, tmp_path, lora_rank=2).train(steps=2, bar=False, callback=stop)
+        train(trainer(model, tmp_path, lora_rank=2), steps=2, callback=stop)
     assert not model.unet.training
     assert not any(module._forward_hooks for module in model.unet.modules())
     assert all(p.requires_grad for p in model.unet.parameters())

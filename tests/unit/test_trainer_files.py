@@ -4,48 +4,19 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sdvideo_core import SDVideo
 from sdvideo_core.lora import LoRA
-from sdvideo_core.training import SDVideoTrainer
 from sdvideo_core.training.loss_plot import plot_loss, running_mean
 from sdvideo_core.training.network import Network
-
-QUIET = {"bar": False}
-
-
-def clips():
-    generator = torch.Generator().manual_seed(0)
-    return [(torch.randn(3, 4, 4, 4, generator=generator), f"clip {index}") for index in range(6)]
-
-
-def collate(items):
-    return {"pixel_values": torch.stack([clip for clip, _ in items]), "text": [text for _, text in items]}
-
-
-@pytest.fixture
-def model(demo_model_dir) -> SDVideo:
-    return SDVideo(demo_model_dir, amp=False)
-
-
-def trainer(model, out, **options) -> SDVideoTrainer:
-    data = DataLoader(clips(), 2, shuffle=True, collate_fn=collate)
-    return SDVideoTrainer(model, data, out, **{"lr": 1e-3, "preencoded_img": True, "seed": 5} | options)
-
-
-def weights(model):
-    return {name: value.clone() for name, value in model.unet.state_dict().items()}
-
-
-def differing(first, second):
-    return {name for name in first if not torch.equal(first[name], second[name])}
+from tests.unit.small_training import differing, make_trainer, train, weights
 
 
 def test_lora_leaves_the_model_and_is_loadable(model, tmp_path):
     before = weights(model)
     x, t, context = torch.randn(1, 4, 3, 4, 4), torch.tensor([500]), model.text_encoder(["a"])
-    file = trainer(model, tmp_path, lora_rank=4).train("shapes", steps=3, **QUIET)
+    file = make_trainer(model, tmp_path, lora_rank=4).train("shapes", steps=3, bar=False)
     assert file == tmp_path / "shapes_lora.safetensors"
     assert not differing(before, weights(model))
     with torch.no_grad():
@@ -55,13 +26,13 @@ def test_lora_leaves_the_model_and_is_loadable(model, tmp_path):
         assert torch.equal(model.unet(x, t, context), base)
 
 
-def test_the_file_is_a_checkpoint_of_the_average(model, tmp_path, demo_model_dir):
-    file = trainer(model, tmp_path, ema=0.5, save_dtype=torch.float32).train(steps=3, **QUIET)
+def test_the_file_is_a_checkpoint_of_the_average(model, tmp_path, small_model_dir):
+    file = make_trainer(model, tmp_path, ema=0.5, save_dtype=torch.float32).train(steps=3, bar=False)
     state = max((tmp_path / "vid_states").iterdir())
     average = load_file(state / "ema.safetensors")
     copy = tmp_path / "model"
     copy.mkdir()
-    for path in demo_model_dir.iterdir():
+    for path in small_model_dir.iterdir():
         if path.name != model.config.unet_file:
             (copy / path.name).symlink_to(path)
     (copy / model.config.unet_file).with_suffix(".safetensors").symlink_to(file)
@@ -70,9 +41,15 @@ def test_the_file_is_a_checkpoint_of_the_average(model, tmp_path, demo_model_dir
     assert differing(loaded.state_dict(), weights(model))
 
 
+def scalars(folder):
+    """What TensorBoard shows of a run: name -> step -> value."""
+    events = EventAccumulator(str(folder)).Reload()
+    return {name: {event.step: event.value for event in events.Scalars(name)} for name in events.Tags()["scalars"]}
+
+
 def test_samples_logs_and_plot_are_written(model, tmp_path):
     options = {"sample_every": 2, "sample_prompts": ["a red circle", "a star"], "log_every": 2}
-    trainer(model, tmp_path, log_with="tensorboard").train("run", steps=4, **options, **QUIET)
+    trainer = train(make_trainer(model, tmp_path, log_with="tensorboard"), steps=4, run_name="run", **options)
     samples = sorted(path.name for path in (tmp_path / "run_samples").iterdir())
     assert samples == ["00000002_0.gif", "00000002_1.gif", "00000004_0.gif", "00000004_1.gif"]
     with Image.open(tmp_path / "run_samples" / samples[0]) as gif:
@@ -80,22 +57,24 @@ def test_samples_logs_and_plot_are_written(model, tmp_path):
     with Image.open(tmp_path / "run_loss.png") as plot:
         assert plot.size == (800, 450)
         assert len(plot.convert("RGB").getcolors(1 << 20)) > 50
-    events = list((tmp_path / "run").rglob("events.out.tfevents.*"))
-    assert len(events) == 1
-    assert b"loss" in events[0].read_bytes()
+    logged = scalars(tmp_path / "run")
+    speed = logged.pop("samples_per_second")
+    assert list(speed) == [2, 4]
+    assert all(value > 0 for value in speed.values())
+    means = {step: sum(trainer.losses[step - 2 : step]) / 2 for step in (2, 4)}
+    assert logged == {"loss": pytest.approx(means), "lr": pytest.approx({2: 1e-3, 4: 1e-3})}
 
 
-def test_samples_do_not_change_the_run(demo_model_dir, tmp_path):
+def test_samples_do_not_change_the_run(new_model, tmp_path):
     losses = []
     for every in (None, 1):
-        run = trainer(SDVideo(demo_model_dir, amp=False), tmp_path / str(every), ema=0.9)
-        run.train(steps=4, sample_every=every, sample_prompts=["a"], **QUIET)
-        losses.append(run.losses)
+        trainer = make_trainer(new_model(), tmp_path / str(every), ema=0.9)
+        losses.append(train(trainer, steps=2, sample_every=every, sample_prompts=["a"]).losses)
     assert losses[0] == losses[1]
 
 
 def test_the_bar_tells_loss_rate_and_speed(model, tmp_path, capsys):
-    trainer(model, tmp_path).train(steps=4, log_every=2)
+    make_trainer(model, tmp_path).train(steps=4, log_every=2)
     shown = capsys.readouterr().err
     assert "4/4" in shown
     assert "loss " in shown
@@ -104,13 +83,12 @@ def test_the_bar_tells_loss_rate_and_speed(model, tmp_path, capsys):
 
 
 def test_two_newest_states_are_kept_and_half_written_ones_ignored(model, tmp_path):
-    trainer(model, tmp_path).train(steps=4, save_every=1, **QUIET)
+    train(make_trainer(model, tmp_path), steps=4, save_every=1)
     states = tmp_path / "vid_states"
     assert sorted(path.name for path in states.iterdir()) == ["step-00000003", "step-00000004"]
     (states / ".step-00000009.tmp").mkdir()
     (states / "step-9").mkdir()
-    resumed = trainer(model, tmp_path, load_state=True)
-    resumed.train(steps=5, **QUIET)
+    resumed = train(make_trainer(model, tmp_path, load_state=True), steps=5)
     assert len(resumed.losses) == 5
 
 
@@ -123,16 +101,15 @@ def test_running_mean_is_the_mean_of_the_last_steps():
 
 
 def test_states_of_a_lora_leave_the_unet_out(model, tmp_path):
-    trainer(model, tmp_path, lora_rank=2).train(steps=1, **QUIET)
+    train(make_trainer(model, tmp_path, lora_rank=2), steps=1)
     state = load_file(tmp_path / "vid_states/step-00000001/model.safetensors")
     assert state
     assert all(key.startswith("lora.") for key in state)
 
 
-def test_names_of_wrappers_are_left_out_of_the_file(demo_model_dir, tmp_path):
-    network = Network(SDVideo(demo_model_dir, amp=False).unet)
+def test_names_of_wrappers_are_left_out_of_the_file(model, tmp_path):
+    network = Network(model.unet)
     wrapped = {f"_orig_mod.{key}": value for key, value in network.state_dict().items()}
     network.save(wrapped, tmp_path / "a.safetensors", torch.float32, step=1)
     saved = load_file(tmp_path / "a.safetensors")
     assert not differing(network.unet.state_dict(), saved)
-    assert saved.keys() == network.unet.state_dict().keys()

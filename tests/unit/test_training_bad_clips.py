@@ -3,55 +3,22 @@
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from sdvideo_core.frames import frames_to_video, images_to_frames
 from sdvideo_core.training.datasets import (
-    ClipDataset,
     ClipError,
     FrameSequenceDataset,
     MiniTestSet,
     VideoFolderDataset,
 )
-from sdvideo_core.video_io import save_gif, save_video
-
-
-def grey_images(num_frames: int, first: int = 0) -> list[Image.Image]:
-    """Frame k is plain grey of level 10 * (first + k), so that a pixel tells which frame it came from."""
-    return [Image.new("RGB", (32, 16), (10 * (first + index),) * 3) for index in range(num_frames)]
-
-
-def save_clip(path: Path, text: str | bytes | None = "a caption", num_frames: int = 3, first: int = 0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_video(frames_to_video(images_to_frames(grey_images(num_frames, first))), path)
-    if text is not None:
-        path.with_name(f"{path.name}.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
-
-
-def save_sequence(folder: Path, name: str, extension: str = "png", text: str | None = "a caption") -> None:
-    for part in (folder / "frames" / name, folder / "text"):
-        part.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(grey_images(3)):
-        image.save(folder / "frames" / name / f"{index}.{extension}")
-    if text is not None:
-        (folder / "text" / f"{name}.txt").write_text(text)
+from sdvideo_core.video_io import save_gif
+from tests.unit.small_clips import names, noise_images, save_clip, save_sequence, to_video
 
 
 def cut_in_half(path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-
-
-def save_noise_gif(path: Path) -> None:
-    rng = np.random.default_rng(0)
-    images = [Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)) for _ in range(3)]
-    save_gif(frames_to_video(images_to_frames(images)), path)
-
-
-def names(dataset: ClipDataset) -> list[str]:
-    return [dataset[index]["name"] for index in range(len(dataset))]
 
 
 BAD = {
@@ -69,7 +36,7 @@ UNREADABLE = {
 def make_bad(folder: Path, fault: str) -> None:
     path = folder / "bad.gif"
     if fault != "no clip":
-        save_noise_gif(path)
+        save_gif(to_video(noise_images(3, (64, 64))), path)
     if fault != "no caption":
         path.with_name("bad.gif.txt").write_bytes(b"a\xff" if fault == "not utf-8" else b"a caption")
     if fault == "no bytes":

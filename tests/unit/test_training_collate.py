@@ -8,24 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from sdvideo_core.frames import images_to_frames, resize_image
 from sdvideo_core.training.cache import collate_cached
 from sdvideo_core.training.collate import check_batch, collate_fn, ping_pong
+from tests.unit.small_clips import grey_images, noise_images
 
 
 def clip(num_frames: int, size: tuple[int, int] = (32, 16), text: str = "a caption") -> dict[str, Any]:
-    """Frame k is plain grey of level 10 * k, so that a pixel tells which frame it came from."""
-    frames = [Image.new("RGB", size, (10 * index,) * 3) for index in range(num_frames)]
-    return {"name": "clip", "frames": frames, "text": text}
+    return {"name": "clip", "frames": grey_images(num_frames, size), "text": text}
 
 
 def noise(num_frames: int, size: tuple[int, int]) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (num_frames, size[1], size[0], 3), np.uint8)
-    return {"name": "noise", "frames": [Image.fromarray(frame) for frame in pixels], "text": "noise"}
+    return {"name": "noise", "frames": noise_images(num_frames, size), "text": "noise"}
 
 
 def frame_numbers(pixels: torch.Tensor) -> list[int]:

@@ -1,53 +1,19 @@
 """Datasets: the three layouts, captions as they are written, and folders of none."""
 
 import pickle
-from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from torch.utils.data import DataLoader
 
-from sdvideo_core.frames import frames_to_video, images_to_frames
 from sdvideo_core.training.datasets import (
-    ClipDataset,
     ClipError,
     FrameSequenceDataset,
     MiniTestSet,
     VideoFolderDataset,
     open_dataset,
 )
-from sdvideo_core.video_io import save_gif, save_mp4, save_video, save_webp
-
-
-def grey_images(num_frames: int, first: int = 0) -> list[Image.Image]:
-    """Frame k is plain grey of level 10 * (first + k), so that a pixel tells which frame it came from."""
-    return [Image.new("RGB", (32, 16), (10 * (first + index),) * 3) for index in range(num_frames)]
-
-
-def levels(images: list[Image.Image]) -> list[int]:
-    return [round(np.asarray(image).mean() / 10) for image in images]
-
-
-def save_clip(path: Path, text: str | bytes | None = "a caption", num_frames: int = 3, first: int = 0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_video(frames_to_video(images_to_frames(grey_images(num_frames, first))), path)
-    if text is not None:
-        path.with_name(f"{path.name}.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
-
-
-def save_sequence(folder: Path, name: str, extension: str = "png", text: str | None = "a caption") -> None:
-    for part in (folder / "frames" / name, folder / "text"):
-        part.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(grey_images(3)):
-        image.save(folder / "frames" / name / f"{index}.{extension}")
-    if text is not None:
-        (folder / "text" / f"{name}.txt").write_text(text)
-
-
-def names(dataset: ClipDataset) -> list[str]:
-    return [dataset[index]["name"] for index in range(len(dataset))]
-
+from sdvideo_core.video_io import save_gif, save_mp4, save_webp
+from tests.unit.small_clips import frame_numbers, grey_images, names, save_clip, save_sequence, to_video
 
 # GIFs
 
@@ -60,7 +26,7 @@ def test_gifs_come_in_natural_order_with_their_frames_and_captions(tmp_path):
     assert names(dataset) == ["2.gif", "9.gif", "10.gif"]
     for item, number in zip((dataset[0], dataset[1], dataset[2]), (2, 9, 10), strict=True):
         assert item["text"] == f"clip {number}"
-        assert levels(item["frames"]) == list(range(number))
+        assert frame_numbers(item["frames"]) == list(range(number))
         assert all(image.mode == "RGB" and image.size == (32, 16) for image in item["frames"])
     assert dataset.skipped == []
 
@@ -108,7 +74,7 @@ def test_clips_in_subfolders_are_named_by_their_path(tmp_path):
     dataset = MiniTestSet(tmp_path)
     assert names(dataset) == ["a/1.gif", "b/1.gif"]
     assert dataset[1]["text"] == "second"
-    assert levels(dataset[1]["frames"]) == [4, 5, 6]
+    assert frame_numbers(dataset[1]["frames"]) == [4, 5, 6]
 
 
 # Frame sequences and videos
@@ -121,11 +87,11 @@ def test_frame_sequences_are_read_from_frames_and_text(tmp_path):
     assert names(dataset) == ["clip2", "clip10", "clip.3"]
     for index, name in enumerate(names(dataset)):
         assert dataset[index]["text"] == f"text of {name}"
-        assert levels(dataset[index]["frames"]) == [0, 1, 2]
+        assert frame_numbers(dataset[index]["frames"]) == [0, 1, 2]
 
 
 def test_videos_of_every_kind_are_read(tmp_path):
-    video = frames_to_video(images_to_frames(grey_images(3)))
+    video = to_video(grey_images(3))
     save_mp4(video, tmp_path / "1.mp4")
     save_webp(video, tmp_path / "2.webp")
     save_gif(video, tmp_path / "3.GIF")
@@ -134,7 +100,7 @@ def test_videos_of_every_kind_are_read(tmp_path):
     dataset = VideoFolderDataset(tmp_path)
     assert names(dataset) == ["1.mp4", "2.webp", "3.GIF"]
     assert [dataset[index]["text"] for index in range(3)] == ["text 1.mp4", "text 2", "text 3.GIF"]
-    assert [levels(dataset[index]["frames"]) for index in range(3)] == [[0, 1, 2]] * 3
+    assert [frame_numbers(dataset[index]["frames"]) for index in range(3)] == [[0, 1, 2]] * 3
 
 
 @pytest.mark.parametrize(
@@ -143,7 +109,7 @@ def test_videos_of_every_kind_are_read(tmp_path):
 )
 def test_no_more_than_max_frames_are_read(tmp_path, name, max_frames, read):
     save_clip(tmp_path / name, num_frames=5)
-    assert levels(VideoFolderDataset(tmp_path, max_frames=max_frames)[0]["frames"]) == list(range(read))
+    assert frame_numbers(VideoFolderDataset(tmp_path, max_frames=max_frames)[0]["frames"]) == list(range(read))
 
 
 def test_max_frames_below_one_is_refused(tmp_path):
@@ -156,7 +122,7 @@ def test_workers_read_what_the_main_process_reads(tmp_path):
         save_clip(tmp_path / f"{number}.gif", f"clip {number}", first=number)
     dataset = pickle.loads(pickle.dumps(open_dataset(tmp_path)))  # noqa: S301
     items = [item for batch in DataLoader(dataset, batch_size=2, num_workers=2, collate_fn=list) for item in batch]
-    assert [(item["text"], levels(item["frames"])) for item in items] == [
+    assert [(item["text"], frame_numbers(item["frames"])) for item in items] == [
         (f"clip {number}", [number, number + 1, number + 2]) for number in range(4)
     ]
 

@@ -1,5 +1,6 @@
 """Loss: what the network sees and should answer, and how timesteps are weighed; against diffusers where it has it."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -91,7 +92,7 @@ def test_start_noise_is_a_share_of_the_samples():
 
 @pytest.mark.parametrize("options", [{}, {"start_noise": 1.0}])
 def test_the_last_place_is_the_last_timestep(options, monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.full((4, 8) if options else (8,), 1 - 2**-24))
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.full(np.atleast_1d(shape).tolist(), 1 - 2**-24))
     monkeypatch.setattr(DiffusionLoss, "_noise", lambda _self, shape, _generator: torch.zeros(shape))
     if options:
         monkeypatch.setattr(DiffusionLoss, "_timesteps", lambda _self, batch, _generator: torch.zeros(batch).long())

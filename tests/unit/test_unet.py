@@ -12,6 +12,7 @@ from sdvideo_core.attention import Attention, sdpa
 from sdvideo_core.blocks import Conditioning, SpatialTransformer, TemporalConv, TemporalTransformer
 from sdvideo_core.config import UNetConfig
 from sdvideo_core.unet import UNetSD
+from tests.numerics import relative_error
 
 CONFIG = UNetConfig(dim=64, context_dim=16, dim_mult=(1, 2), head_dim=16, res_blocks=1)
 BATCH, FRAMES = 2, 3
@@ -24,11 +25,6 @@ def random(*shape: int, seed: int = 1) -> Tensor:
 X = random(BATCH, 4, FRAMES, 6, 5)
 TIMESTEPS = torch.tensor([981, 20])
 CONTEXT = random(BATCH, 7, CONFIG.context_dim, seed=2)
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return ((actual - expected).norm() / expected.norm()).item()
 
 
 def make_unet(config: UNetConfig = CONFIG, dtype: torch.dtype = torch.float64, **options) -> UNetSD:

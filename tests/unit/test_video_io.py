@@ -1,9 +1,7 @@
 """Video files written: WebP, MP4 and PNG folders, and what holds for every writer."""
 
 import math
-import struct
 from pathlib import Path
-from typing import NamedTuple
 
 import av
 import numpy as np
@@ -12,81 +10,19 @@ import torch
 from PIL import Image, ImageSequence
 
 from sdvideo_core import video_io
-from sdvideo_core.frames import frames_to_video, images_to_frames
 from sdvideo_core.video_io import load_sequence, save_gif, save_mp4, save_pngs, save_video, save_webp
+from tests.unit.gif_blocks import parse_gif
+from tests.unit.small_clips import grey_images, noise_images, pixels, smooth_images, to_video
 
 FILE_WRITERS = [save_gif, save_webp, save_mp4]
 WRITERS = [*FILE_WRITERS, save_pngs]
-
-
-def grey_images(num_frames: int, size: tuple[int, int] = (32, 16)) -> list[Image.Image]:
-    """Frame k is plain grey of level 10 * k, so that a pixel tells which frame it came from."""
-    return [Image.new("RGB", size, (10 * index,) * 3) for index in range(num_frames)]
-
-
-def noise_images(num_frames: int, size: tuple[int, int] = (32, 16)) -> list[Image.Image]:
-    rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)) for _ in range(num_frames)]
-
-
-def to_video(images: list[Image.Image]) -> torch.Tensor:
-    return frames_to_video(images_to_frames(images))
-
-
-def pixels(images: list[Image.Image]) -> np.ndarray:
-    return np.stack([np.asarray(image.convert("RGB")) for image in images]).astype(int)
-
-
-class GifFile(NamedTuple):
-    delays: list[int]
-    num_colour_tables: int
-    loops: int | None
-    comment: bytes
-
-
-def parse_gif(data: bytes) -> GifFile:
-    """Walk the blocks of a GIF89a file, independently of Pillow."""
-    assert data[:6] == b"GIF89a"
-    position = 13 + 3 * (2 << (data[10] & 7))
-    delays, tables, loops, comment = [], 1, None, b""
-    while data[position] != 0x3B:
-        kind, label = data[position], data[position + 1]
-        if kind == 0x2C:
-            flags = data[position + 9]
-            tables += flags >> 7
-            position += 11 + (3 * (2 << (flags & 7)) if flags >> 7 else 0)
-        else:
-            position += 2
-        body = b""
-        while data[position]:
-            body += data[position + 1 : position + 1 + data[position]]
-            position += 1 + data[position]
-        position += 1
-        if kind == 0x21 and label == 0xF9:
-            delays.append(struct.unpack("<H", body[1:3])[0])
-        elif kind == 0x21 and label == 0xFF:
-            loops = struct.unpack("<H", body[12:14])[0]
-        elif kind == 0x21 and label == 0xFE:
-            comment = body
-    assert position == len(data) - 1
-    return GifFile(delays, tables, loops, comment)
-
-
-def smooth_clip(num_frames: int, size: int) -> list[Image.Image]:
-    """Soft gradients in all three colours that drift from frame to frame: far more than 256 colours."""
-    y, x = np.mgrid[0:size, 0:size] / size
-    waves = [
-        np.stack([0.5 + 0.4 * np.sin(4 * x + t / 3), 0.5 + 0.4 * np.cos(3 * y - t / 4), 0.3 + 0.5 * x * y], -1)
-        for t in range(num_frames)
-    ]
-    return [Image.fromarray(np.rint(255 * wave).astype(np.uint8)) for wave in waves]
 
 
 # WebP
 
 
 def test_a_webp_keeps_frames_timing_and_colours(tmp_path):
-    images = smooth_clip(7, 64)
+    images = smooth_images(7, 64)
     save_webp(to_video(images), tmp_path / "clip.webp", fps=24)
     with Image.open(tmp_path / "clip.webp") as image:
         assert (image.format, image.info["loop"]) == ("WEBP", 0)
@@ -100,7 +36,7 @@ def test_a_webp_keeps_frames_timing_and_colours(tmp_path):
 
 
 def test_an_mp4_is_h264_with_its_rate_and_its_colours_named(tmp_path):
-    save_mp4(to_video(smooth_clip(9, 64)), tmp_path / "clip.mp4", fps=23.976)
+    save_mp4(to_video(smooth_images(9, 64)), tmp_path / "clip.mp4", fps=23.976)
     with av.open(str(tmp_path / "clip.mp4")) as container:
         (stream,) = container.streams.video
         context = stream.codec_context
@@ -123,7 +59,7 @@ def test_an_mp4_keeps_colours(tmp_path):
 
 
 def test_an_mp4_keeps_detail(tmp_path):
-    images = smooth_clip(8, 64)
+    images = smooth_images(8, 64)
     save_mp4(to_video(images), tmp_path / "clip.mp4")
     written = load_sequence(tmp_path / "clip.mp4", frames=8, image_size=None)
     assert np.sqrt(((pixels(written) - pixels(images)) ** 2).mean()) < 3
@@ -191,7 +127,7 @@ def test_pngs_never_mix_with_what_a_folder_holds(tmp_path):
 
 
 def test_save_video_picks_the_format_by_extension(tmp_path):
-    video = to_video(smooth_clip(3, 16))
+    video = to_video(smooth_images(3, 16))
     for name in ("a.gif", "b.WEBP", "c.mp4", "d", "e.gif/"):
         save_video(video, f"{tmp_path}/{name}", fps=10)
     starts = {name: (tmp_path / name).read_bytes()[:12] for name in ("a.gif", "b.WEBP", "c.mp4")}

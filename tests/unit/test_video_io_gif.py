@@ -1,9 +1,7 @@
 """GIF files written, held against a parser of their blocks, FFmpeg and Pillow."""
 
-import struct
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
 
 import av
 import numpy as np
@@ -12,70 +10,14 @@ import torch
 from PIL import Image, ImageFilter, ImageSequence
 
 from sdvideo_core import video_io
-from sdvideo_core.frames import frames_to_video, images_to_frames
 from sdvideo_core.video_io import load_sequence, save_gif
-
-
-def grey_images(num_frames: int, size: tuple[int, int] = (32, 16)) -> list[Image.Image]:
-    """Frame k is plain grey of level 10 * k, so that a pixel tells which frame it came from."""
-    return [Image.new("RGB", size, (10 * index,) * 3) for index in range(num_frames)]
-
-
-def frame_numbers(images: list[Image.Image]) -> list[int]:
-    return [round(np.asarray(image).mean() / 10) for image in images]
-
-
-def noise_images(num_frames: int, size: tuple[int, int] = (32, 16)) -> list[Image.Image]:
-    rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)) for _ in range(num_frames)]
-
-
-def to_video(images: list[Image.Image]) -> torch.Tensor:
-    return frames_to_video(images_to_frames(images))
-
-
-def pixels(images: list[Image.Image]) -> np.ndarray:
-    return np.stack([np.asarray(image.convert("RGB")) for image in images]).astype(int)
+from tests.unit.gif_blocks import parse_gif
+from tests.unit.small_clips import frame_numbers, grey_images, noise_images, pixels, smooth_images, to_video
 
 
 def decode_with_ffmpeg(path: Path) -> np.ndarray:
     with av.open(str(path)) as container:
         return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)]).astype(int)
-
-
-class GifFile(NamedTuple):
-    delays: list[int]
-    num_colour_tables: int
-    loops: int | None
-    comment: bytes
-
-
-def parse_gif(data: bytes) -> GifFile:
-    """Walk the blocks of a GIF89a file, independently of Pillow."""
-    assert data[:6] == b"GIF89a"
-    position = 13 + 3 * (2 << (data[10] & 7))
-    delays, tables, loops, comment = [], 1, None, b""
-    while data[position] != 0x3B:
-        kind, label = data[position], data[position + 1]
-        if kind == 0x2C:
-            flags = data[position + 9]
-            tables += flags >> 7
-            position += 11 + (3 * (2 << (flags & 7)) if flags >> 7 else 0)
-        else:
-            position += 2
-        body = b""
-        while data[position]:
-            body += data[position + 1 : position + 1 + data[position]]
-            position += 1 + data[position]
-        position += 1
-        if kind == 0x21 and label == 0xF9:
-            delays.append(struct.unpack("<H", body[1:3])[0])
-        elif kind == 0x21 and label == 0xFF:
-            loops = struct.unpack("<H", body[12:14])[0]
-        elif kind == 0x21 and label == 0xFE:
-            comment = body
-    assert position == len(data) - 1
-    return GifFile(delays, tables, loops, comment)
 
 
 # GIF
@@ -153,18 +95,8 @@ def test_other_decoders_see_the_same_gif(tmp_path):
     assert np.array_equal(decode_with_ffmpeg(tmp_path / "clip.gif"), ours)
 
 
-def smooth_clip(num_frames: int, size: int) -> list[Image.Image]:
-    """Soft gradients in all three colours that drift from frame to frame: far more than 256 colours."""
-    y, x = np.mgrid[0:size, 0:size] / size
-    waves = [
-        np.stack([0.5 + 0.4 * np.sin(4 * x + t / 3), 0.5 + 0.4 * np.cos(3 * y - t / 4), 0.3 + 0.5 * x * y], -1)
-        for t in range(num_frames)
-    ]
-    return [Image.fromarray(np.rint(255 * wave).astype(np.uint8)) for wave in waves]
-
-
 def test_gif_dithering_keeps_smooth_gradients_smooth(tmp_path):
-    images = smooth_clip(8, 96)
+    images = smooth_images(8, 96)
     save_gif(to_video(images), tmp_path / "clip.gif")
     written = load_sequence(tmp_path / "clip.gif", frames=8, image_size=None)
     blur = ImageFilter.GaussianBlur(2)
@@ -173,7 +105,7 @@ def test_gif_dithering_keeps_smooth_gradients_smooth(tmp_path):
 
 
 def test_a_small_bright_spot_late_in_the_clip_keeps_its_colour(tmp_path):
-    images = smooth_clip(8, 96)
+    images = smooth_images(8, 96)
     images[7].paste((255, 0, 255), (40, 40, 46, 46))
     save_gif(to_video(images), tmp_path / "clip.gif")
     written = load_sequence(tmp_path / "clip.gif", frames=8, image_size=None)
@@ -182,7 +114,7 @@ def test_a_small_bright_spot_late_in_the_clip_keeps_its_colour(tmp_path):
 
 def test_the_palette_of_a_long_clip_is_chosen_from_a_sample(tmp_path, monkeypatch):
     monkeypatch.setattr(video_io, "PALETTE_SAMPLE", 2000)
-    images = smooth_clip(8, 96)
+    images = smooth_images(8, 96)
     save_gif(to_video(images), tmp_path / "clip.gif")
     written = load_sequence(tmp_path / "clip.gif", frames=8, image_size=None)
     assert np.sqrt(((pixels(written) - pixels(images)) ** 2).mean()) < 8

@@ -7,34 +7,11 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from sdvideo_core import video_io
-from sdvideo_core.frames import frames_to_video, images_to_frames
 from sdvideo_core.video_io import load_sequence, save_gif, save_video
-
-
-def grey_images(num_frames: int, size: tuple[int, int] = (32, 16)) -> list[Image.Image]:
-    """Frame k is plain grey of level 10 * k, so that a pixel tells which frame it came from."""
-    return [Image.new("RGB", size, (10 * index,) * 3) for index in range(num_frames)]
-
-
-def frame_numbers(images: list[Image.Image]) -> list[int]:
-    return [round(np.asarray(image).mean() / 10) for image in images]
-
-
-def noise_images(num_frames: int, size: tuple[int, int] = (32, 16)) -> list[Image.Image]:
-    rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)) for _ in range(num_frames)]
-
-
-def to_video(images: list[Image.Image]) -> torch.Tensor:
-    return frames_to_video(images_to_frames(images))
-
-
-def pixels(images: list[Image.Image]) -> np.ndarray:
-    return np.stack([np.asarray(image.convert("RGB")) for image in images]).astype(int)
+from tests.unit.small_clips import frame_numbers, grey_images, noise_images, pixels, to_video
 
 
 def save_numbered(folder: Path, names: list[str]) -> None:

@@ -1,0 +1,118 @@
+"""Formats in ComfyUI: one small model in several layouts, as native MODEL, CLIP and VAE, makes one video."""
+
+import logging
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sdvideo_core.convert import convert
+from tests.unit.small_model import save_diffusers, their_model
+
+WAYS = {
+    "original": ("zeroscope_v2_576w", {}),
+    "diffusers": ("family/checkpoint-100", {}),
+    "UNet alone": ("lone/unet.safetensors", {"vae": "family/checkpoint-100", "clip": "zeroscope_v2_576w"}),
+    "files of ComfyUI's folders": (
+        "lone/unet.safetensors",
+        {"vae": "vae/one.safetensors", "clip": "text_encoders/one.bin"},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def models(comfy_base):
+    """The same weights in every way."""
+    root = comfy_base / "models" / "text2video"
+    diffusers = save_diffusers(root / "family" / "checkpoint-100", their_model())
+    original = root / "zeroscope_v2_576w"
+    convert(diffusers, original, "modelscope")
+    (root / "lone").mkdir()
+    convert(original, root / "lone" / "unet.safetensors", "safetensors")
+    (root / "lone" / "config.json").write_text('{"attention_head_dim": 16}')
+    for folder in ("vae", "text_encoders"):
+        (comfy_base / "models" / folder).mkdir(exist_ok=True)
+    shutil.copyfile(
+        diffusers / "vae" / "diffusion_pytorch_model.safetensors", comfy_base / "models/vae/one.safetensors"
+    )
+    shutil.copyfile(original / "open_clip_pytorch_model.bin", comfy_base / "models/text_encoders/one.bin")
+    eighth = shutil.copytree(diffusers, root / "fp8")
+    for part in ("unet", "text_encoder", "vae"):
+        [file] = (eighth / part).glob("*.safetensors")
+        save_file({key: value.to(torch.float8_e4m3fn) for key, value in load_file(file).items()}, file)
+    half = shutil.copytree(eighth, root / "fp8_as_fp16")
+    for part in ("unet", "text_encoder", "vae"):
+        [file] = (half / part).glob("*.safetensors")
+        save_file({key: value.half() for key, value in load_file(file).items()}, file)
+    return root
+
+
+def load_in_comfy(ways):
+    from sdvideo.nodes.comfy_bridge.folders import model_directories
+
+    from tests.comfy import called_nodes as calls
+
+    logged = []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())
+    logging.getLogger().addHandler(handler)
+    found = {"listed": list(model_directories()), "errors": {}}
+    for name, (model, parts) in {**ways, "fp8": ("fp8", {}), "fp16": ("fp8_as_fp16", {})}.items():
+        loaded = calls.load(model, **parts)
+        logged.clear()
+        samples = calls.sample(loaded[0], calls.encode(loaded[1]), calls.empty(), cfg=3.0)
+        found[name] = calls.call("SDVideoVAEDecode", {"samples": samples}, loaded[2])[0]
+        found[f"log of {name}"] = [line for line in logged if line.startswith("SDVideo:")]
+    found["info"] = calls.call("SDVideoModelScopeLoader", "zeroscope_v2_576w")[3]
+    for name, parts in (
+        ("no vae", {}),
+        ("strange vae", {"vae": "../one"}),
+        ("wrong vae", {"vae": "text_encoders/one.bin"}),
+    ):
+        try:
+            calls.load("lone/unet.safetensors", **parts)
+        except (FileNotFoundError, ValueError) as error:
+            found["errors"][name] = str(error)
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(in_comfy, models):
+    return in_comfy(load_in_comfy, ways=WAYS)
+
+
+def test_folders_and_files_are_listed_and_their_parts_are_not(found):
+    names = {"zeroscope_v2_576w", "family/checkpoint-100", "lone/unet.safetensors", "fp8", "fp8_as_fp16"}
+    assert names <= set(found["listed"])
+    assert not [name for name in found["listed"] if name.endswith((".safetensors", ".pth")) and name not in names]
+
+
+@pytest.mark.parametrize("way", [name for name in WAYS if name != "original"])
+def test_every_way_makes_the_same_video(found, way):
+    assert found["original"].std() > 0.01
+    torch.testing.assert_close(found[way], found["original"], rtol=0, atol=1e-5)
+
+
+def test_eight_bit_storage_is_that_of_the_same_values_in_sixteen(found):
+    torch.testing.assert_close(found["fp8"], found["fp16"], rtol=0, atol=1e-4)
+
+
+def test_a_length_far_from_training_is_warned_of_where_the_name_tells_the_model(found):
+    [warning] = found["log of original"]
+    assert "ZeroScope v2 576w (by its name) is asked for 64x64 pixels, trained on 576x320 and for 4 frames" in warning
+    assert found["log of diffusers"] == []
+
+
+def test_the_loader_tells_what_the_model_is(found):
+    assert found["info"].startswith(
+        "ZeroScope v2 576w, by its name. Trained on 576x320, 24 frames. Suggested: 50 steps"
+    )
+
+
+def test_what_cannot_be_used_is_named(found):
+    errors = found["errors"]
+    assert "is a ModelScope UNet; expected a ModelScope" in errors["no vae"]
+    assert "in the loader node" in errors["no vae"]
+    assert errors["strange vae"].startswith("model '../one' is not in ")
+    assert errors["wrong vae"].startswith("model 'text_encoders/one.bin' is not in ")

@@ -1,0 +1,171 @@
+"""LoRA in use: in Python with SDVideo, and on the command line."""
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sdvideo_core import SDVideo, load_sequence
+from sdvideo_core.checkpoint import CheckpointError
+from sdvideo_core.cli import main
+from sdvideo_core.cli_lora import path_and_strength
+from sdvideo_core.lora_export import write_kohya
+from sdvideo_core.lora_files import read_lora
+from sdvideo_core.lora_formats import Pair
+from sdvideo_core.lora_layers import Layers
+from tests.unit.small_lora import random
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
+
+
+@pytest.fixture(scope="module")
+def model(demo_model_dir) -> SDVideo:
+    return SDVideo(demo_model_dir, amp=False)
+
+
+@pytest.fixture(scope="module")
+def layers(model) -> Layers:
+    return Layers.of(model.unet, model.text_encoder)
+
+
+def write_lora(path: Path, layers: Layers, part: str, seed: int = 1) -> Path:
+    """A LoRA for the layers whose paths hold `part`."""
+    pairs = {
+        layer: Pair(random(2, *rest, seed=seed), 0.1 * random(out, 2, *(1 for _ in rest[1:]), seed=seed + 1), 2.0)
+        for layer, (out, *rest) in layers.shapes.items()
+        if part in layer
+    }
+    write_kohya(pairs, path, torch.float32)
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, layers) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("loras")
+    return {part: write_lora(folder / f"{part}.safetensors", layers, part) for part in ("attn1", "temopral", "mlp")}
+
+
+@pytest.fixture
+def sample(model):
+    yield functools.partial(model, "a red circle", timesteps=2, image_size=(32, 32), num_frames=3, seed=0)
+    model.unload_lora()
+
+
+def test_several_act_until_they_are_unloaded(files, model, sample):
+    base = sample()
+    report = model.load_lora(files["attn1"], 0.5)
+    assert str(report).startswith(f"{files['attn1']}, a LoRA in kohya's format: {len(report.applied)} layers applied")
+    assert all("attn1" in path for path in report.applied)
+    one = sample()
+    model.load_lora(str(files["temopral"]))
+    two = sample()
+    model.unload_lora()
+    assert not torch.equal(one, base)
+    assert not torch.equal(two, one)
+    assert torch.equal(sample(), base)
+    model.load_lora(files["temopral"])
+    model.load_lora(files["attn1"], 0.5)
+    assert torch.equal(sample(), two)
+
+
+def test_the_text_encoder_is_adapted_too(files, model):
+    before = model.text_encoder(["a red circle"])
+    report = model.load_lora(files["mlp"])
+    assert all(path.startswith("text_model.") for path in report.applied)
+    changed = model.text_encoder(["a red circle"])
+    model.unload_lora()
+    assert not torch.equal(changed, before)
+    assert torch.equal(model.text_encoder(["a red circle"]), before)
+
+
+def test_strength_0_is_the_base_model(files, sample, model):
+    base = sample()
+    model.load_lora(files["attn1"], 0.0)
+    assert torch.equal(sample(), base)
+
+
+def test_unloading_nothing(model, sample):
+    base = sample()
+    model.unload_lora()
+    assert torch.equal(sample(), base)
+
+
+def test_a_lora_of_another_model_changes_nothing(files, tmp_path, model, sample):
+    model.load_lora(files["attn1"])
+    expected = sample()
+    path = tmp_path / "lora.safetensors"
+    save_file({f"lora_unet_x.lora_{part}.weight": torch.ones(1, 1) for part in ("up", "down")}, path)
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))} is a LoRA in kohya's format of another model"):
+        model.load_lora(path)
+    assert torch.equal(sample(), expected)
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_on_cuda(dtype, files, demo_model_dir, model):
+    moved = SDVideo(demo_model_dir, "cuda", dtype, amp=False)
+    before = {key: weight.clone() for key, weight in moved.unet.state_dict().items()}
+    moved.load_lora(files["attn1"], 0.5)
+    model.load_lora(files["attn1"], 0.5)
+    expected = {key: weight.to(dtype) for key, weight in model.unet.state_dict().items()}
+    model.unload_lora()
+    for key, weight in moved.unet.state_dict().items():
+        assert weight.is_cuda
+        assert weight.stride() == before[key].stride()
+        assert torch.allclose(weight.cpu().float(), expected[key].float(), rtol=1e-3, atol=1e-6)
+    moved.unload_lora()
+    assert all(torch.equal(weight, before[key]) for key, weight in moved.unet.state_dict().items())
+
+
+# Command line
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "strength"),
+    [
+        ("lora.safetensors", "lora.safetensors", 1.0),
+        ("lora.safetensors:0.8", "lora.safetensors", 0.8),
+        ("lora.safetensors:-1e-1", "lora.safetensors", -0.1),
+        (r"C:\loras\x.safetensors:0.8", r"C:\loras\x.safetensors", 0.8),
+        (r"C:\loras\x.safetensors", r"C:\loras\x.safetensors", 1.0),
+        (r"C:\x", r"C:\x", 1.0),
+        ("C:/x:2", "C:/x", 2.0),
+        ("a:b", "a:b", 1.0),
+        (":3", ":3", 1.0),
+    ],
+)
+def test_path_and_strength(text, path, strength):
+    assert path_and_strength(text) == (path, strength)
+
+
+def run(capsys, *args: str | Path) -> str:
+    assert main(list(map(str, args))) == 0
+    return capsys.readouterr().err
+
+
+def test_loras_of_a_command(files, tmp_path, demo_model_dir, capsys):
+    options = ("--steps", 1, "--size", "32x24", "--frames", 2, "--seed", 0, "--device", "cpu", "--no-amp")
+    command = ("txt2vid", demo_model_dir, "a red circle", *options)
+    run(capsys, *command, "--output", tmp_path / "base.gif")
+    loras = ("--lora", f"{files['attn1']}:0.5", "--lora", files["temopral"])
+    said = run(capsys, *command, *loras, "--output", tmp_path / "lora.gif")
+    assert f"{files['attn1']}, a LoRA in kohya's format: " in said
+    assert " layers applied, strength 0.5\n" in said
+    assert " layers applied, strength 1\n" in said
+    base, changed = (load_sequence(tmp_path / f"{name}.gif", 1, image_size=(32, 24)) for name in ("base", "lora"))
+    assert base[0].tobytes() != changed[0].tobytes()
+
+
+@pytest.mark.parametrize(("form", "name"), [("kohya", "a.safetensors"), ("webui", "b.safetensors"), ("peft", "c")])
+def test_convert_lora(form, name, files, tmp_path, demo_model_dir, layers, capsys):
+    path = tmp_path / name
+    command = ("convert-lora", files["attn1"], path, "--format", form, "--dtype", "float32", "--model", demo_model_dir)
+    said = run(capsys, *command)
+    assert said.startswith(f"{files['attn1']}, a LoRA in kohya's format: ")
+    assert said.endswith(f"Wrote {path}\n")
+    read, source = read_lora(path), read_lora(files["attn1"]).match(layers)
+    assert read.format == form
+    assert read.match(layers).report.applied == source.report.applied
