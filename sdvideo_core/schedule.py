@@ -9,6 +9,13 @@ import torch
 from torch import Tensor
 
 
+def last_steps(timesteps: list[int], t_start: int | None) -> list[int]:
+    """The last t_start of the timesteps, 1..all of them; all where it is None."""
+    if t_start is not None and not 1 <= t_start <= len(timesteps):
+        raise ValueError(f"t_start={t_start}; with {len(timesteps)} timesteps it must be 1..{len(timesteps)}")
+    return timesteps[-(t_start or len(timesteps)) :]
+
+
 class NoiseSchedule:
     """The "scaled linear" schedule of latent diffusion: betas are the squares of an even grid of their roots.
 
@@ -34,8 +41,6 @@ class NoiseSchedule:
 
         t_start: only the last t_start of them, 1..num_steps, where sampling starts from a noised video.
         """
-        if t_start is not None and not 1 <= t_start <= num_steps:
-            raise ValueError(f"t_start={t_start}; with {num_steps} timesteps it must be 1..{num_steps}")
         stride = self.stride(num_steps)
         last = 1 + (num_steps - 1) * stride
         if num_steps > 100 and last < 0.9 * self.num_timesteps:
@@ -44,7 +49,7 @@ class NoiseSchedule:
                 f"use a number of steps that divides {self.num_timesteps}, such as 100, 200 or 250",
                 stacklevel=2,
             )
-        return [1 + k * stride for k in reversed(range(t_start or num_steps))]
+        return last_steps([1 + k * stride for k in reversed(range(num_steps))], t_start)
 
     def previous(self, timestep: int, num_steps: int) -> int:
         """The timestep after `timestep` in sampling order; below the last one it is index 0, not a clean video."""
@@ -63,3 +68,13 @@ class NoiseSchedule:
         """x at `timestep` (Ho et al. 2020, eq. 4)."""
         alpha = self.alpha_cumprod(timestep)
         return math.sqrt(alpha) * x0 + math.sqrt(1 - alpha) * noise
+
+    def remove_noise(self, x: Tensor, eps: Tensor, timestep: int) -> Tensor:
+        """The clean video that x at `timestep` is, if its noise is eps."""
+        alpha = self.alpha_cumprod(timestep)
+        return (x - math.sqrt(1 - alpha) * eps) / math.sqrt(alpha)
+
+    def velocity(self, x: Tensor, eps: Tensor, timestep: int) -> Tensor:
+        """v of x at `timestep` with noise eps (Salimans & Ho 2022, section 4)."""
+        alpha = self.alpha_cumprod(timestep)
+        return (eps - math.sqrt(1 - alpha) * x) / math.sqrt(alpha)

@@ -24,6 +24,8 @@ from .blocks import (
 )
 from .config import UNetConfig
 
+GUIDANCE_DIM = 256  # of the sinusoids of a guidance scale
+
 
 class Stage(nn.ModuleList):
     """Blocks that run one after the other at one resolution."""
@@ -65,20 +67,28 @@ class UNetSD(nn.Module):
         make = _Maker(config, operations, {"dtype": dtype, "device": device})
         widths = [config.dim * mult for mult in config.dim_mult]
         self.time_embed = make.time_embed()
+        self.cond_proj: nn.Module | None = None  # see add_guidance_embedding
         self.input_blocks, skips = make.encoder(widths)
         self.middle_block = make.middle(widths[-1])
         self.output_blocks = make.decoder(widths, skips)
         self.out = make.head()
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | ProjectedContext) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor | ProjectedContext,
+        guidance_emb: Tensor | None = None,
+    ) -> Tensor:
         """Noise eps in x.
 
         x: (B, in_dim, F, h, w), any h and w. timesteps: (B,), or (B*F,) for one per frame, 0..999.
         context: (B, N, context_dim) or one per frame (B*F, N, context_dim), or what `project_context` made of it.
+        guidance_emb: (256,) or one per row of timesteps, after `add_guidance_embedding` (`lcm.guidance_embedding`).
         """
         num_frames = x.shape[2]
         h = to_frames(x).contiguous(memory_format=torch.channels_last)  # (B*F, in_dim, h, w)
-        cond = self.condition(h, timesteps, context, num_frames, self.attention)
+        cond = self.condition(h, timesteps, context, num_frames, self.attention, guidance_emb)
         h = self.run(h, cond)
         return to_video(h, num_frames)
 
@@ -106,13 +116,35 @@ class UNetSD(nn.Module):
         context: Tensor | ProjectedContext,
         num_frames: int,
         attention: AttentionFunction,
+        guidance_emb: Tensor | None = None,
     ) -> Conditioning:
         """Embeds timesteps (B,) or (B*F,) for frames (B*F, C, h, w), and gathers what the blocks share."""
-        emb = timestep_embedding(timesteps, self.config.dim)
-        emb = self.time_embed(emb.to(frames.dtype))  # (B or B*F, 4 * dim)
+        emb = timestep_embedding(timesteps, self.config.dim).to(frames.dtype)
+        if guidance_emb is not None:
+            emb = emb + self._project_guidance(guidance_emb.to(frames))
+        emb = self.time_embed(emb)  # (B or B*F, 4 * dim)
         if len(emb) != len(frames):
             emb = emb.repeat_interleave(num_frames, dim=0)
         return Conditioning(emb, context, num_frames, attention)
+
+    def add_guidance_embedding(self) -> nn.Linear:
+        """Adds the layer of models distilled with an embedded guidance scale (T2V-Turbo), `cond_proj`, and returns it.
+
+        Its weight (dim, 256) is zero, so nothing changes until a file brings one; diffusers calls it
+        `time_embedding.cond_proj`.
+        """
+        like = next(self.time_embed.parameters())
+        self.cond_proj = nn.Linear(GUIDANCE_DIM, self.config.dim, bias=False, dtype=like.dtype, device=like.device)
+        nn.init.zeros_(self.cond_proj.weight)
+        return self.cond_proj
+
+    def _project_guidance(self, guidance_emb: Tensor) -> Tensor:
+        if self.cond_proj is None:
+            raise ValueError(
+                "guidance_embed needs a UNet distilled with an embedded guidance scale, such as T2V-Turbo's; "
+                "this one has no cond_proj: leave guidance_embed out, or load the files that bring it"
+            )
+        return self.cond_proj(guidance_emb)
 
     def project_context(self, context: Tensor) -> ProjectedContext:
         """Keys and values of the text for each cross-attention: what a fixed prompt need compute only once."""
