@@ -60,6 +60,9 @@ def _add_train(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int,
     add("--batch-size", type=int, default=1, help="clips in one pass")
     add("--gradient-accumulation", type=int, default=1, metavar="N", help="passes of one step")
     add("--lora-rank", type=int, default=None, metavar="RANK", help="train a LoRA; default: the weights themselves")
+    add("--lcm", action="store_true", help="make that LoRA one for sampling in 4 to 8 steps without guidance")
+    add("--lcm-guidance", type=float, default=7.5, metavar="SCALE", help="guidance scale that --lcm builds in")
+    add("--lcm-timesteps", type=int, default=50, metavar="N", help="points of a video's path that --lcm learns from")
     add("--train-only", default="all", choices=("all", "temporal"), help="all layers, or those that mix frames")
     add("--lr", type=float, default=1e-4, help="learning rate")
     add("--scale-lr", action="store_true", help="multiply --lr by the clips of one step")
@@ -98,7 +101,7 @@ def _add_cache(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int,
 def train(args: argparse.Namespace) -> None:
     from torch.utils.data import DataLoader
 
-    from .training import CachedDataset, SDVideoTrainer, collate_cached, collate_fn
+    from .training import CachedDataset, Distillation, SDVideoTrainer, collate_cached, collate_fn
 
     is_cache = _is_cache(Path(args.data))
     data: Any = CachedDataset(args.data) if is_cache else _dataset(args)
@@ -115,6 +118,7 @@ def train(args: argparse.Namespace) -> None:
         load_state=args.resume,
         preencoded_img=is_cache,
         preencoded_txt=is_cache,
+        distillation=Distillation(args.lcm_guidance, args.lcm_timesteps) if args.lcm else None,
         **{name: getattr(args, name) for name in TRAINER_OPTIONS},
     )
     file = trainer.train(args.name, args.log_every, args.save_every, args.steps, args.sample_every, args.sample_prompt)

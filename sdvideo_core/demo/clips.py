@@ -46,6 +46,8 @@ MOTIONS = (*DIRECTIONS, "growing", "shrinking", "turning", "still")
 CORNERS = {"square": 4, "triangle": 3, "star": 5}
 RADII = {"circle": 18.0, "square": 22.0, "triangle": 25.0, "star": 26.0}
 STAR_INNER_RADIUS = 0.45
+# A shape's place varies by that many pixels. With more, what the noisiest timesteps can tell of it is a lump.
+PLAY = 3.0
 
 NOUNS = {
     "circle": ("circle", "circle", "ball", "disc"),
@@ -105,7 +107,7 @@ def scenes() -> list[Scene]:
 
 
 def draw_clip(scene: Scene, rng: np.random.Generator, num_frames: int = NUM_FRAMES, size: int = SIZE) -> np.ndarray:
-    """A clip (F, size, size, 3) of 8-bit pixels; place, extent and amount of motion are random."""
+    """A clip (F, size, size, 3) of 8-bit pixels; place, extent and amount of motion vary a little."""
     path = _path(scene, rng)
     return np.stack([_draw_frame(scene, *path(t), size) for t in np.linspace(0, 1, num_frames)])
 
@@ -132,19 +134,17 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 def _path(scene: Scene, rng: np.random.Generator) -> Path:
     """Centre (x, y), radius and angle of the shape as functions of time 0..1, in pixels of a 96-pixel frame."""
-    radius = RADII[scene.shape] * rng.uniform(0.9, 1.1)
-    x, y = SIZE / 2 + rng.uniform(-8, 8, 2)
+    radius = RADII[scene.shape] * rng.uniform(0.96, 1.04)
+    x, y = SIZE / 2 + rng.uniform(-PLAY, PLAY, 2)
     if scene.motion in DIRECTIONS:
         dx, dy = DIRECTIONS[scene.motion]
-        travel = rng.uniform(34, 42)
-        middle_x, middle_y = (x, SIZE / 2 + rng.uniform(-4, 4)) if dy else (SIZE / 2 + rng.uniform(-4, 4), y)
-        return lambda t: (middle_x + dx * travel * (t - 0.5), middle_y + dy * travel * (t - 0.5), radius, 0.0)
+        travel = rng.uniform(36, 40)
+        return lambda t: (x + dx * travel * (t - 0.5), y + dy * travel * (t - 0.5), radius, 0.0)
     if scene.motion in ("growing", "shrinking"):
-        small, large = radius * rng.uniform(0.45, 0.55), radius * rng.uniform(1.45, 1.6)
+        small, large = radius * rng.uniform(0.48, 0.54), radius * rng.uniform(1.45, 1.55)
         first, last = (small, large) if scene.motion == "growing" else (large, small)
-        x, y = SIZE / 2 + rng.uniform(-4, 4, 2)
         return lambda t: (x, y, first + (last - first) * t, 0.0)
-    turn = math.radians(rng.uniform(100, 140)) if scene.motion == "turning" else 0.0
+    turn = math.radians(rng.uniform(105, 125)) if scene.motion == "turning" else 0.0
     return lambda t: (x, y, radius, turn * t)
 
 

@@ -53,8 +53,8 @@ class Amounts:
     decoder: int = 300  # steps of the decoder on noisy latents
     text: int = 500  # steps
     clips: int = 2892  # three of every scene, six of those that turn
-    every_second_frame: int = 4600  # steps of the UNet: a clip costs half, and teaches most of what a whole one does
-    every_frame: int = 1800  # steps of the UNet
+    every_second_frame: int = 4000  # steps of the UNet: a clip costs half, and teaches most of what a whole one does
+    every_frame: int = 1500  # steps of the UNet
 
 
 class Recipe:

@@ -39,8 +39,9 @@ class Model(Protocol):
         self,
         text: str,
         *,
-        guidance_scale: float,
-        timesteps: int,
+        guidance_scale: float = ...,
+        timesteps: int = ...,
+        sampler: Any = ...,
         image_size: tuple[int, int],
         num_frames: int,
         seed: int,
@@ -72,6 +73,10 @@ class Batches:
         self.video_size = (latents.shape[2], latents.shape[3], latents.shape[4])
         return latents, self._context(batch["text"], generator), generator
 
+    def close(self) -> None:
+        """Ends the processes that read ahead; left to the garbage collector, each holds it up for 5 s."""
+        self._iterator = iter(())
+
     @contextmanager
     def randomness(self, generator: torch.Generator) -> Iterator[None]:
         """Within, torch's own generators, for dropout, follow the batch's; afterwards they go on as before."""
@@ -97,7 +102,9 @@ class Batches:
         return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
 
     @cached_property
-    def _empty(self) -> Tensor:
+    @torch.no_grad()
+    def empty(self) -> Tensor:
+        """The encoded empty caption (1, N, D)."""
         return self.model.text_encoder([""])
 
     @torch.no_grad()
@@ -116,5 +123,5 @@ class Batches:
         else:
             captions = [self.model.text_encoder([caption]) for caption in text]
         if dropped.any():
-            captions = [self._empty if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
+            captions = [self.empty if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
         return torch.cat([caption.float() for caption in captions])

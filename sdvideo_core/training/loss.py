@@ -57,33 +57,24 @@ class DiffusionLoss:
     def add_noise(self, latents: Tensor, generator: torch.Generator) -> Noised:
         batch, device = len(latents), latents.device
         latents = latents.float()
-        timesteps = self._timesteps(batch, generator)
-        signal = torch.ones(batch)
+        timesteps, signal = self._timesteps(batch, generator), torch.ones(batch)
         if self.start_noise:
-            timesteps, signal = self._at_the_start(timesteps, signal, generator)
+            timesteps, signal = self._at_the_start(timesteps, generator)
         alphas = self.schedule.alphas_cumprod[timesteps]
         noise = self._noise(latents.shape, generator).to(device)
-        a, s, kept = (_per_sample(t, latents) for t in (alphas.sqrt(), (1 - alphas).sqrt(), signal))
+        a, s, kept = (per_sample(t, latents) for t in (alphas.sqrt(), (1 - alphas).sqrt(), signal))
         x = a * kept * latents + s * noise
         eps = (x - a * latents) / s  # the noise itself where the signal is whole
         weights = self._weights(alphas, signal)
         return Noised(x, timesteps.to(device), eps, weights.float().to(device))
 
     def _timesteps(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Random timesteps, one from each of `batch` equal parts of the schedule: evener than independent ones."""
-        places = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
-        return self._index(places)
+        return spread(batch, self.schedule.num_timesteps, generator)
 
-    def _at_the_start(self, timesteps: Tensor, signal: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        chosen, without, place, amount = torch.rand((4, len(timesteps)), generator=generator)
-        start = self._index(START_FROM + (1 - START_FROM) * place)
-        reduced = torch.where(without < WITHOUT_SIGNAL, torch.zeros_like(amount), amount**2)
-        is_start = chosen < self.start_noise
-        return torch.where(is_start, start, timesteps), torch.where(is_start, reduced, signal)
-
-    def _index(self, places: Tensor) -> Tensor:
-        """Places 0..1 in the schedule -> timesteps; float32 rounds the last places up to 1."""
-        return (places * self.schedule.num_timesteps).long().clamp(max=self.schedule.num_timesteps - 1)
+    def _at_the_start(self, timesteps: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        signal = signal_left(len(timesteps), self.start_noise, generator)
+        places = START_FROM + (1 - START_FROM) * torch.rand(len(timesteps), generator=generator)
+        return torch.where(signal < 1, _index(places, self.schedule.num_timesteps), timesteps), signal
 
     def _noise(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         noise = draw_noise(shape, generator)
@@ -99,5 +90,22 @@ class DiffusionLoss:
         return torch.where(signal < 1, start, weights)
 
 
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+def spread(count: int, below: int, generator: torch.Generator) -> Tensor:
+    """Random numbers (count,) of 0..below-1, one from each of `count` equal parts: evener than independent ones."""
+    return _index((torch.arange(count) + torch.rand(count, generator=generator)) / count, below)
+
+
+def signal_left(count: int, start_noise: float, generator: torch.Generator) -> Tensor:
+    """Share (count,) of the video that samples show: 1, or for a `start_noise` of them none or little of it."""
+    chosen, without, amount = torch.rand((3, count), generator=generator)
+    reduced = torch.where(without < WITHOUT_SIGNAL, torch.zeros_like(amount), amount**2)
+    return torch.where(chosen < start_noise, reduced, torch.ones_like(reduced))
+
+
+def _index(places: Tensor, below: int) -> Tensor:
+    """Places 0..1 -> 0..below-1; float32 rounds the last places up to 1."""
+    return (places * below).long().clamp(max=below - 1)
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.float().to(like.device)[:, None, None, None, None]

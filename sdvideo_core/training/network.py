@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -45,11 +47,11 @@ class Network(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def begin(self, xformers: bool, gradient_checkpointing: bool) -> None:
+    def begin(self, xformers: bool = False, gradient_checkpointing: bool = False, dropout: bool = True) -> None:
         on_cpu = next(self.unet.parameters()).device.type == "cpu"
         self.unet.attention = xformers_attention if xformers else products if on_cpu else sdpa
         self.unet.gradient_checkpointing = gradient_checkpointing
-        self.unet.train()
+        self.unet.train(dropout)
         if self.lora:
             self.lora.attach()
 
@@ -61,6 +63,17 @@ class Network(nn.Module):
         for parameter, requires_grad in self._requires_grad:
             parameter.requires_grad_(requires_grad)
             parameter.grad = None
+
+    @contextmanager
+    def without_lora(self) -> Iterator[None]:
+        """Within, the UNet is what it was before training."""
+        if not self.lora:
+            raise ValueError("the network has no LoRA, so what the UNet was before training is not kept")
+        strength, self.lora.strength = self.lora.strength, 0.0
+        try:
+            yield
+        finally:
+            self.lora.strength = strength
 
     def save(self, weights: dict[str, Tensor], path: Path, dtype: torch.dtype, step: int) -> None:
         """Writes the weights of this network's state dict as a UNet's file, or as a LoRA's."""

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..video_io import save_gif
 from .batches import Model
 
-STEPS, GUIDANCE_SCALE, SEED = 25, 7.5, 0
+SAMPLING: Mapping[str, Any] = {"guidance_scale": 7.5, "timesteps": 25}
+SEED = 0
 
 
 def save_samples(
-    model: Model, prompts: Sequence[str], folder: Path, step: int, size: tuple[int, int, int]
+    model: Model,
+    prompts: Sequence[str],
+    folder: Path,
+    step: int,
+    size: tuple[int, int, int],
+    sampling: Mapping[str, Any] = SAMPLING,
 ) -> list[Path]:
     """One GIF of each prompt, always from the same noise; size: frames, height and width in latents."""
     num_frames, height, width = size
@@ -23,11 +30,10 @@ def save_samples(
         for prompt, path in zip(prompts, paths, strict=True):
             video = model(
                 prompt,
-                guidance_scale=GUIDANCE_SCALE,
-                timesteps=STEPS,
                 image_size=(8 * width, 8 * height),
                 num_frames=num_frames,
                 seed=SEED,
+                **sampling,
             )
             save_gif(video, path)
     finally:

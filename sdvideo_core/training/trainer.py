@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,33 +11,25 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import (
-    DataLoaderConfiguration,
-    DistributedType,
-    DynamoBackend,
-    TorchDynamoPlugin,
-    patch_environment,
-)
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .batches import Batches, Model, samples_per_step
+from .distillation import ConsistencyLoss, Distillation, Teacher
 from .ema import EMA
-from .loss import DiffusionLoss
+from .loss import DiffusionLoss, EpsNetwork
 from .loss_plot import plot_loss
 from .lr_schedule import LRSchedule
 from .network import Network
-from .samples import save_samples
+from .processes import SHARDED, accelerator_for, check_sharding, optimizer_for
+from .samples import SAMPLING, save_samples
 from .state import Progress, check_newest, keep_only_trained, load_state, newest_state, save_state
 
 SAME_IN_A_RUN = (
     *("seed", "gradient_accumulation", "lora_rank", "train_only", "ema"),
     *("mixed_precision", "compile", "adam8bit"),  # which decide what a state holds
 )
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 StepCallback = Callable[[int, int, float], object]  # (steps done, steps in all, loss); may raise to stop the run
 
@@ -75,6 +66,7 @@ class SDVideoTrainer:
     snr_floor: float = 0.0
     start_noise: float = 0.0
     lora_rank: int | None = None  # train a LoRA of this rank in place of the weights
+    distillation: Distillation | None = None  # make that LoRA one for sampling in a few steps without guidance
     train_only: str = "all"  # or "temporal": only the layers that mix frames
     weight_decay: float = 1e-2  # AdamW's
     betas: tuple[float, float] = (0.9, 0.999)  # AdamW's
@@ -119,6 +111,17 @@ class SDVideoTrainer:
             return run.finish()
 
     def _check(self) -> None:
+        self._check_precision()
+        if self.distillation and self.lora_rank is None:
+            raise ValueError("distillation makes a LoRA and lora_rank is None; set lora_rank, such as 64")
+        _check_counts(epochs=self.epochs, gradient_accumulation=self.gradient_accumulation)
+        for name in ("unconditional_ratio", "start_noise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}; it is a share of the samples, 0..1")
+        if not len(self.dataloader):
+            raise ValueError("the dataloader has no batches; the dataset is empty, or smaller than one with drop_last")
+
+    def _check_precision(self) -> None:
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"mixed_precision={self.mixed_precision!r}; expected no, bf16 or fp16")
         if self.mixed_precision == "fp16" and torch.device(self.model.device).type == "cpu":
@@ -135,12 +138,6 @@ class SDVideoTrainer:
         for option in ("xformers", "adam8bit"):
             if getattr(self, option) and torch.device(self.model.device).type == "cpu":
                 raise ValueError(f"{option}=True needs a GPU and the model is on the CPU; leave it out")
-        _check_counts(epochs=self.epochs, gradient_accumulation=self.gradient_accumulation)
-        for name in ("unconditional_ratio", "start_noise"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}; it is a share of the samples, 0..1")
-        if not len(self.dataloader):
-            raise ValueError("the dataloader has no batches; the dataset is empty, or smaller than one with drop_last")
 
 
 class _Run:
@@ -162,23 +159,25 @@ class _Run:
 
     def _prepare(self, stack: contextlib.ExitStack) -> None:
         t = self.trainer
-        self.accelerator = _accelerator(t, self.output)
+        self.accelerator = accelerator_for(t, self.output)
         stack.callback(self.accelerator.free_memory)
-        _check_sharding(t, self.accelerator)
+        check_sharding(t, self.accelerator)
         self.network = Network(t.model.unet, t.lora_rank, t.train_only, t.seed)
         stack.callback(self.network.end)
         rate = t.lr * (samples_per_step(t, self.accelerator) if t.scale_lr else 1)
-        optimizer = _optimizer(list(self.network.trainable().values()), rate, t)
+        optimizer = optimizer_for(list(self.network.trainable().values()), rate, t)
         self.prepared, self.optimizer, loader = self.accelerator.prepare(self.network, optimizer, t.dataloader)
         self.ema = EMA(self.network.trainable(), t.ema) if t.ema is not None else None
         if self.accelerator.distributed_type not in SHARDED:
             keep_only_trained(self.accelerator, self.network)
         self.batches = Batches(t, loader, self.accelerator)
+        stack.callback(self.batches.close)
         self.total_steps = self.total_steps or max(1, t.epochs * len(loader) // t.gradient_accumulation)
         self.rate = self._lr_schedule(rate)
-        self.loss = DiffusionLoss(t.model.schedule, t.noise_offset, t.min_snr_gamma, t.snr_floor, t.start_noise)
+        self.loss = self._make_loss()
         self.progress = self._resume()
-        self.network.begin(t.xformers, t.gradient_checkpointing)
+        # A teacher that drops values out would say something else every time.
+        self.network.begin(t.xformers, t.gradient_checkpointing, dropout=t.distillation is None)
         if t.log_with and not self.accelerator.log_with:
             raise ImportError(f"log_with={t.log_with!r} is not installed; pip install {t.log_with}")
         if t.log_with:
@@ -221,8 +220,9 @@ class _Run:
         if not self.accelerator.is_main_process:
             return
         folder = self.output / f"{self.name}_samples"
+        sampling = self.trainer.distillation.sampling if self.trainer.distillation else SAMPLING
         with self._averaged():
-            save_samples(self.trainer.model, prompts, folder, self.progress.step, self.batches.video_size)
+            save_samples(self.trainer.model, prompts, folder, self.progress.step, self.batches.video_size, sampling)
 
     def finish(self) -> Path:
         """Saves, also where a resumed run had no steps left, and plots."""
@@ -251,7 +251,7 @@ class _Run:
             latents, context, generator = self.batches.get(step * parts + part)
             sync = self.accelerator.no_sync(self.prepared) if part < parts - 1 else contextlib.nullcontext()
             with sync, self.batches.randomness(generator):
-                loss = self.loss(lambda x, t, c=context: self.prepared(x, t, c), latents, generator) / parts
+                loss = self.loss(latents, context, generator) / parts
                 self.accelerator.backward(loss)
             total += float(cast(Tensor, self.accelerator.reduce(loss.detach(), "mean")))
         if not np.isfinite(total):
@@ -266,6 +266,29 @@ class _Run:
         if self.ema:
             self.ema.update(self.network.trainable())
         return total
+
+    def _make_loss(self) -> Callable[[Tensor, Tensor, torch.Generator], Tensor]:
+        """(latents, context, generator of the batch) -> loss."""
+        t, schedule = self.trainer, self.trainer.model.schedule
+        if t.distillation is None:
+            diffusion = DiffusionLoss(schedule, t.noise_offset, t.min_snr_gamma, t.snr_floor, t.start_noise)
+            return lambda latents, context, generator: diffusion(self._network(context), latents, generator)
+        consistency = ConsistencyLoss(schedule, t.distillation, t.start_noise)
+        return lambda latents, context, generator: consistency(
+            self._network(context), self._teacher(context), latents, generator
+        )
+
+    def _network(self, context: Tensor) -> EpsNetwork:
+        return lambda x, timesteps: self.prepared(x, timesteps, context)
+
+    def _teacher(self, context: Tensor) -> Teacher:
+        empty = self.batches.empty.float().expand_as(context)
+
+        def teacher(x: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+            with self.network.without_lora():
+                return self.prepared(x, timesteps, context), self.prepared(x, timesteps, empty)
+
+        return teacher
 
     def _resume(self) -> Progress:
         t = self.trainer
@@ -290,41 +313,3 @@ def _check_counts(**counts: int | None) -> None:
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}; it must be at least 1")
-
-
-def _accelerator(trainer: SDVideoTrainer, output: Path) -> Accelerator:
-    device = torch.device(trainer.model.device)
-    alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    # One process may train with other settings and on another device than before, as ComfyUI's does.
-    AcceleratorState._reset_state(reset_partial_state=alone)
-    output.mkdir(parents=True, exist_ok=True)
-    with patch_environment(**({"ACCELERATE_TORCH_DEVICE": str(device)} if alone else {})):
-        return Accelerator(
-            cpu=device.type == "cpu",
-            mixed_precision=trainer.mixed_precision,
-            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=trainer.seed),
-            log_with=trainer.log_with,
-            project_dir=output,
-            dynamo_plugin=TorchDynamoPlugin(backend=DynamoBackend.INDUCTOR, dynamic=False) if trainer.compile else None,
-        )
-
-
-def _check_sharding(trainer: SDVideoTrainer, accelerator: Accelerator) -> None:
-    """Averages and LoRA need whole weights in every process."""
-    option = "ema" if trainer.ema is not None else "lora_rank" if trainer.lora_rank is not None else None
-    if option and accelerator.distributed_type in SHARDED:
-        kind = accelerator.distributed_type.value
-        raise ValueError(f"{option}={getattr(trainer, option)} with {kind}, which splits the weights; launch with DDP")
-
-
-def _optimizer(parameters: list[nn.Parameter], lr: float, trainer: SDVideoTrainer) -> torch.optim.Optimizer:
-    options: dict[str, Any] = {"lr": lr, "betas": trainer.betas, "weight_decay": trainer.weight_decay}
-    if not trainer.adam8bit:
-        return torch.optim.AdamW(parameters, **options)
-    try:
-        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError(
-            "adam8bit needs the package bitsandbytes, which is missing; pip install bitsandbytes"
-        ) from error
-    return AdamW8bit(parameters, **options)
