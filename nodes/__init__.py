@@ -8,15 +8,20 @@ from .comfy_bridge.folders import register_model_folder
 from .conditioning import SDVideoTextEncode
 from .frames import SDVideoLoadFrameSequence, SDVideoSaveGIF
 from .latents import SDVideoLatentInit, SDVideoVAEDecode
+from .lcm import SDVideoLCMScheduler, SDVideoModelSamplingLCM
 from .loader import SDVideoModelScopeLoader
+from .lora import SDVideoLoRALoader
 from .sampling import SDVideoDDIMSampler
 from .training import SDVideoDataset, SDVideoTrainLoRA
 
 NODES: list[type[io.ComfyNode]] = [
     SDVideoModelScopeLoader,
+    SDVideoLoRALoader,
     SDVideoTextEncode,
     SDVideoLatentInit,
     SDVideoDDIMSampler,
+    SDVideoModelSamplingLCM,
+    SDVideoLCMScheduler,
     SDVideoVAEDecode,
     SDVideoLoadFrameSequence,
     SDVideoSaveGIF,

@@ -1,12 +1,12 @@
-"""Model loader: a ModelScope directory as native MODEL, CLIP and VAE."""
+"""Model loader: a model of any known layout as native MODEL, CLIP and VAE."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
 from .comfy_bridge.encoders import check_parts, load_clip, load_vae
-from .comfy_bridge.folders import model_directories, model_directory
-from .comfy_bridge.model import load_model
+from .comfy_bridge.folders import OWN, model_directories, model_directory, part_names, part_path
+from .comfy_bridge.model import load_model, model_summary
 
 
 class SDVideoModelScopeLoader(io.ComfyNode):
@@ -16,7 +16,8 @@ class SDVideoModelScopeLoader(io.ComfyNode):
             node_id="SDVideoModelScopeLoader",
             display_name="Load ModelScope Video Model",
             category="SDVideo",
-            description="Loads a ModelScope text-to-video model from a folder in models/text2video. "
+            description="Loads a model of the ModelScope family from models/text2video, in the original layout, as a "
+            "folder of diffusers, or as a UNet's file with CLIP and VAE from elsewhere. "
             "Its outputs work with the stock nodes: KSampler, CLIP Text Encode, VAE Decode, Load LoRA.",
             search_aliases=[
                 "text to video",
@@ -31,24 +32,41 @@ class SDVideoModelScopeLoader(io.ComfyNode):
                 io.Combo.Input(
                     "model",
                     options=list(model_directories()),
-                    tooltip="Folder in models/text2video that holds configuration.json and the weights; demo, a "
-                    "small model of moving shapes, comes with SDVideo. Later releases of the ModelScope weights are "
-                    "licensed for non-commercial use only.",
+                    tooltip="Folder or file in models/text2video; demo, a small model of moving shapes, comes with "
+                    "SDVideo. Later releases of the ModelScope weights are licensed for non-commercial use only.",
+                ),
+                io.Combo.Input(
+                    "vae",
+                    options=part_names("vae"),
+                    default=OWN,
+                    optional=True,
+                    tooltip="Where the autoencoder comes from, for models without one: another model, a file in "
+                    "models/vae, or any Stable Diffusion 1 or 2 checkpoint.",
+                ),
+                io.Combo.Input(
+                    "clip",
+                    options=part_names("clip"),
+                    default=OWN,
+                    optional=True,
+                    tooltip="Where the text encoder comes from, for models without one: another model, or OpenCLIP "
+                    "ViT-H-14 in models/text_encoders. Some models come with a retrained one; it is theirs alone.",
                 ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The 3-D UNet; any sampler takes it."),
                 io.Clip.Output(tooltip="The OpenCLIP text encoder."),
                 io.Vae.Output(tooltip="The autoencoder between frames and latents."),
+                io.String.Output(
+                    "info",
+                    display_name="info",
+                    tooltip="Which model it is, what it was trained on, and settings to begin with.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, model: str) -> io.NodeOutput:
-        directory = model_directory(model)
-        check_parts(directory)
-        return io.NodeOutput(
-            load_model(directory),
-            load_clip(directory),
-            load_vae(directory),
-        )
+    def execute(cls, model: str, vae: str = OWN, clip: str = OWN) -> io.NodeOutput:
+        path = model_directory(model)
+        vae_path, clip_path = part_path(vae, "vae", path), part_path(clip, "clip", path)
+        check_parts(path, clip_path, vae_path)
+        return io.NodeOutput(load_model(path), load_clip(clip_path), load_vae(vae_path), model_summary(path))

@@ -1,239 +1,101 @@
-"""Checkpoints: a ModelScope directory's files in, modules out.
+"""Checkpoint: a model of any known layout in, modules out.
 
 Weights are memory-mapped and become the modules' parameters without a copy, unless another dtype or device is asked
-for; then they are converted tensor by tensor. Pickles are only read by torch's weights-only unpickler.
+for; then they are converted tensor by tensor.
 """
 
 from __future__ import annotations
 
-import re
-import threading
-import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import safetensors
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .config import TextConfig, UNetConfig, VAEConfig
 from .configuration import CheckpointError, read_config
+from .layouts import Layout, Part, find_layout, what_is
+from .state_dict import StateDict, read_files, read_state_dict
 from .unet import UNetSD
-from .vae import AutoencoderKL
+from .vae import LATENT_SCALE, AutoencoderKL
+from .weights import refuse, text_config, text_weights, unet_config, unet_weights, vae_config, vae_weights
 
 if TYPE_CHECKING:
     from .text_encoder import TextEncoder
 
-StateDict = dict[str, Tensor]
-Module = TypeVar("Module", bound=nn.Module)
-
-# What a file is, by a part of its keys; the first match counts.
-SIGNATURES = (
-    ("lora", "a LoRA"),
-    ("motion_modules.", "an AnimateDiff motion module"),
-    ("temporal_transformer.", "an AnimateDiff motion module"),
-    ("input_blocks.0.1.proj_in.", "a ModelScope UNet"),
-    ("transformer_in.", "a UNet in diffusers' format"),
-    ("model.diffusion_model.input_blocks.", "a Stable Diffusion checkpoint (an image model)"),
-    ("down_blocks.0.", "an image UNet or VAE in diffusers' format"),
-    ("first_stage_model.decoder.", "a checkpoint with an autoencoder"),
-    ("decoder.up.0.", "an autoencoder"),
-    ("resblocks.", "an OpenCLIP model"),
-    ("text_model.encoder.", "a CLIP text model in transformers' format"),
-    ("input_blocks.", "an image UNet"),
-)
-
-UNET_PREFIXES = ("model.diffusion_model.", "module.", "")
-VAE_PREFIXES = ("first_stage_model.", "")
-
-# Every block of an OpenCLIP text tower holds these.
-TEXT_BLOCK_KEYS = [
-    *(f"{norm}.{kind}" for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")),
-    *("attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight", "attn.out_proj.bias"),
-    *(f"mlp.{layer}.{kind}" for layer in ("c_fc", "c_proj") for kind in ("weight", "bias")),
+__all__ = [
+    "LOADERS",
+    "CheckpointError",
+    "Network",
+    "StateDict",
+    "assemble",
+    "check_parts",
+    "check_weights",
+    "load_text_encoder",
+    "load_unet",
+    "load_vae",
+    "read_config",
+    "read_network",
+    "read_state_dict",
+    "use_channels_last",
+    "what_is",
 ]
 
-# Objects that Lightning pickles beside the weights of VQGAN_autoencoder.pth; they are replaced by empty shells.
-INERT_GLOBALS = (
-    ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-)
+Module = TypeVar("Module", bound=nn.Module)
+Device = torch.device | str
 
 
-class _Inert:
-    def __init__(self, *_: Any): ...
+class Network(NamedTuple):
+    """A network as its file holds it, before it is built."""
 
-    def __setstate__(self, _state: Any) -> None: ...
-
-
-_INERT_TYPES: list[Any] = [type(name, (_Inert,), {"__module__": module}) for module, name in INERT_GLOBALS]
-
-
-_READING = threading.Lock()  # torch keeps one list of allowed names for the whole process
+    config: Any  # UNetConfig, VAEConfig or TextConfig
+    weights: StateDict  # by the names of ModelScope's files
+    source: Path
 
 
-@contextmanager
-def _inert_globals() -> Iterator[None]:
-    with _READING:
-        before = torch.serialization.get_safe_globals()
-        torch.serialization.clear_safe_globals()  # or the real class of a name could be taken instead of its shell
-        torch.serialization.add_safe_globals(_INERT_TYPES)
-        try:
-            yield
-        finally:
-            torch.serialization.clear_safe_globals()
-            torch.serialization.add_safe_globals(before)
+def read_network(path: str | Path | Layout, name: str, device: Device | None = None) -> Network:
+    """A network, `unet`, `vae` or `text encoder`, of a model folder or a file of any known layout.
+
+    device: `meta` reads shapes and precisions only. Raises FileNotFoundError or CheckpointError, which say what is
+    missing or what a file is in place of what is expected.
+    """
+    layout = path if isinstance(path, Layout) else find_layout(path)
+    part = layout.part(name)
+    return READERS[name](layout, part, read_files(part.files, device), part.files[0])
 
 
-def read_state_dict(path: str | Path) -> StateDict:
-    """The tensors of a .safetensors file or a torch pickle, memory-mapped, out of a `state_dict` wrapper if any."""
-    path = Path(path)
-    with path.open("rb") as file:
-        start = file.read(64)
-    try:
-        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    except Exception as error:  # on broken bytes an unpickler raises nearly anything
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            raise
-        raise CheckpointError(f"{path} {_why_unreadable(path, start, str(error))}") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    if not tensors:
-        what = "a list, such as a LoRA in cloneofsimo's format" if isinstance(content, list) else "no named tensors"
-        raise CheckpointError(f"{path} holds {what}; expected a checkpoint of named weights")
-    return tensors
+def _read_unet(layout: Layout, part: Part, tensors: StateDict, source: Path) -> Network:
+    weights = unet_weights(tensors, source)
+    if layout.config:
+        return Network(layout.config.unet, weights, source)
+    if (predicted := part.config.get("prediction_type", "epsilon")) != "epsilon":
+        raise CheckpointError(f"{layout.path} predicts {predicted!r}; only models that predict epsilon are supported")
+    head_dim = part.config.get("attention_head_dim")
+    if not isinstance(head_dim, int | None):
+        raise CheckpointError(f"{source} has attention_head_dim {head_dim!r} in its config.json; expected a number")
+    return Network(unet_config(weights, source, head_dim), weights, source)
 
 
-def _why_unreadable(path: Path, start: bytes, error: str) -> str:
-    if forbidden := re.search(r"GLOBAL (\S+)", error):
-        return (
-            f"holds more than weights ({forbidden[1]}) and was not opened, as a pickle can run code. "
-            "Get the weights as .safetensors, or convert the file where you trust it."
-        )
-    if start.lstrip().startswith(b"<"):
-        return "is a web page, not weights; download the raw file instead of its page"
-    if start.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the weights themselves; run `git lfs pull`, or download the file itself"
-    size = path.stat().st_size
-    return f"cannot be read ({size} bytes): it is damaged, cut short or no file of weights. Download it again."
-
-
-def _read_safetensors(path: Path) -> StateDict:
-    with safetensors.safe_open(path, framework="pt") as file:  # pyright: ignore[reportPrivateImportUsage]
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-
-
-def _read_pickle(path: Path) -> Any:
-    with _inert_globals():
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-
-
-def what_is(keys: Iterable[str]) -> str:
-    """A file's kind in words, from the names of its tensors."""
-    keys = list(keys)
-    for part, kind in SIGNATURES:
-        if any(part in key for key in keys):
-            return kind
-    return f"unknown (its first tensor is {keys[0]})" if keys else "empty"
-
-
-def find_weights(directory: str | Path, name: str) -> Path:
-    """The file of weights that a configuration names, or its .safetensors twin; the twin wins."""
-    named = Path(directory) / name
-    for path in (named.with_suffix(".safetensors"), named):
-        if path.is_file():
-            return path
-    raise FileNotFoundError(
-        f"{named.name} is missing; looked for {named} and its .safetensors twin. Put the file there."
-    )
-
-
-def _without_prefix(state_dict: StateDict, prefixes: tuple[str, ...]) -> StateDict:
-    """The keys below the first prefix that any key has, without it."""
-    prefix = next(p for p in prefixes if any(key.startswith(p) for key in state_dict))
-    return {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
-
-
-def unet_weights(path: Path) -> StateDict:
-    """A ModelScope UNet's tensors by UNetSD's names."""
-    return _expect(read_state_dict(path), "input_blocks.0.1.proj_in.weight", UNET_PREFIXES, path, "UNet")
-
-
-def vae_weights(path: Path) -> StateDict:
-    """An autoencoder's tensors by AutoencoderKL's names, also out of a whole Stable Diffusion checkpoint."""
-    weights = _expect(read_state_dict(path), "decoder.conv_in.weight", VAE_PREFIXES, path, "autoencoder")
-    parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-    weights = {key: value for key, value in weights.items() if key.startswith(parts)}
-    levels = _count(weights, "encoder.down.") or 1
-    widths = [f"encoder.down.{i}.block.0.conv2.weight" for i in range(levels)]
-    _require(weights, ["encoder.conv_in.weight", *widths], path)
-    if levels != 4:
+def _read_vae(_layout: Layout, part: Part, tensors: StateDict, source: Path) -> Network:
+    scale = part.config.get("scaling_factor", LATENT_SCALE)
+    if scale != LATENT_SCALE:
         raise CheckpointError(
-            f"{path} is an autoencoder that shrinks frames by {2 ** (levels - 1)}; expected 8, as ModelScope's"
+            f"{source} scales latents by {scale}; expected {LATENT_SCALE}, an autoencoder of Stable Diffusion 1 or 2"
         )
-    return weights
+    weights = vae_weights(tensors, source)
+    return Network(vae_config(weights, source), weights, source)
 
 
-def text_weights(path: Path) -> StateDict:
-    """An OpenCLIP text tower's tensors, the image tower left out."""
-    state_dict = read_state_dict(path)
-    embedding = next((key for key in state_dict if key.endswith("token_embedding.weight")), "")
-    prefix = embedding.removesuffix("token_embedding.weight")
-    weights = _expect(state_dict, "transformer.resblocks.0.ln_1.weight", (prefix,), path, "OpenCLIP text tower")
-    layers = range(_count(weights, "transformer.resblocks."))
-    blocks = [f"transformer.resblocks.{layer}.{key}" for layer in layers for key in TEXT_BLOCK_KEYS]
-    _require(weights, ["token_embedding.weight", "positional_embedding"], path)
-    _refuse(path, [f"{key} is missing" for key in (*blocks, "ln_final.weight", "ln_final.bias") if key not in weights])
-    parts = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
-    return {key: value for key, value in weights.items() if key.startswith(parts)}
+def _read_text_encoder(_layout: Layout, part: Part, tensors: StateDict, source: Path) -> Network:
+    activation = part.config.get("hidden_act", "gelu")
+    if activation != "gelu":
+        raise CheckpointError(f"{source} has {activation} activations; expected gelu, as in OpenCLIP's text towers")
+    weights = text_weights(tensors, source)
+    return Network(text_config(weights, source), weights, source)
 
 
-def _expect(state_dict: StateDict, key: str, prefixes: tuple[str, ...], path: Path, kind: str) -> StateDict:
-    weights = _without_prefix(state_dict, prefixes)
-    if key not in weights:
-        raise CheckpointError(f"{path} is {what_is(state_dict)}; expected a ModelScope {kind}")
-    return weights
-
-
-def _require(weights: StateDict, keys: list[str], path: Path) -> None:
-    missing = [key for key in keys if key not in weights]
-    if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}; download it again")
-
-
-def vae_config(weights: StateDict) -> VAEConfig:
-    """The shape of an autoencoder, read off its tensors."""
-    ch = weights["encoder.conv_in.weight"].shape[0]
-    widths = [weights[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(4)]
-    return VAEConfig(
-        ch=ch,
-        ch_mult=tuple(width // ch for width in widths),
-        num_res_blocks=_count(weights, "encoder.down.0.block."),
-        z_channels=weights["decoder.conv_in.weight"].shape[1],
-    )
-
-
-def text_config(weights: StateDict) -> TextConfig:
-    """The shape of a text tower, read off its tensors; heads are 64 wide as in every OpenCLIP model."""
-    vocab_size, width = weights["token_embedding.weight"].shape
-    return TextConfig(
-        width=width,
-        layers=_count(weights, "transformer.resblocks."),
-        heads=max(1, width // 64),
-        context_length=weights["positional_embedding"].shape[0],
-        vocab_size=vocab_size,
-    )
-
-
-def _count(weights: StateDict, prefix: str) -> int:
-    """How many numbered modules there are below a prefix."""
-    return len({key[len(prefix) :].split(".")[0] for key in weights if key.startswith(prefix)})
+READERS = {"unet": _read_unet, "vae": _read_vae, "text encoder": _read_text_encoder}
 
 
 def check_weights(module: nn.Module, weights: StateDict, source: Path) -> None:
@@ -243,26 +105,21 @@ def check_weights(module: nn.Module, weights: StateDict, source: Path) -> None:
     wrong = [
         f"{key} has shape {found[key]}, expected {shape}"
         for key, shape in expected.items()
-        if key in found and found[key] != shape and not (len(shape) == 3 and found[key] == shape[:-1])
+        if key in found and found[key] != shape
     ]
     problems = [
         *(f"{key} is missing" for key in expected if key not in found),
         *(f"{key} is not part of the model" for key in found if key not in expected),
         *wrong,
     ]
-    _refuse(source, problems)
-
-
-def _refuse(source: Path, problems: list[str]) -> None:
-    if problems:
-        raise CheckpointError(f"{source} does not fit its model ({len(problems)} keys): {'; '.join(problems)}")
+    refuse(source, problems)
 
 
 def assemble(
     make: Callable[[], Module],
     weights: StateDict,
     dtype: torch.dtype,
-    device: torch.device | str,
+    device: Device,
     source: Path,
 ) -> Module:
     """A module around the given tensors: built without memory, checked, then handed its weights."""
@@ -284,7 +141,7 @@ def use_channels_last(module: nn.Module) -> None:
 
 
 def check_parts(unet: UNetConfig, vae: VAEConfig, text: TextConfig, directory: str | Path) -> None:
-    """Raises CheckpointError unless the three networks of a directory fit each other."""
+    """Raises CheckpointError unless the three networks of a model fit each other."""
     if text.width != unet.context_dim:
         raise CheckpointError(
             f"{directory}: the text encoder gives {text.width} numbers a token, the UNet takes {unet.context_dim}; "
@@ -297,29 +154,28 @@ def check_parts(unet: UNetConfig, vae: VAEConfig, text: TextConfig, directory: s
         )
 
 
-def load_unet(path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> UNetSD:
-    """The UNet of a ModelScope directory."""
-    config = read_config(path)
-    file = find_weights(path, config.unet_file)
-    return assemble(lambda: UNetSD(config.unet), unet_weights(file), dtype, device, file)
+def load_unet(path: str | Path | Layout, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> UNetSD:
+    """The UNet of a model folder or a file."""
+    config, weights, source = read_network(path, "unet", device)
+    return assemble(lambda: UNetSD(config), weights, dtype, device, source)
 
 
-def load_vae(path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> AutoencoderKL:
-    """The autoencoder of a ModelScope directory."""
-    file = find_weights(path, read_config(path).vae_file)
-    weights = vae_weights(file)
-    return assemble(lambda: AutoencoderKL(vae_config(weights)), weights, dtype, device, file)
+def load_vae(path: str | Path | Layout, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> AutoencoderKL:
+    """The autoencoder of a model folder or a file, which may be a whole Stable Diffusion 1 or 2 checkpoint."""
+    config, weights, source = read_network(path, "vae", device)
+    return assemble(lambda: AutoencoderKL(config), weights, dtype, device, source)
 
 
 def load_text_encoder(
-    path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    path: str | Path | Layout, dtype: torch.dtype = torch.float32, device: Device = "cpu"
 ) -> TextEncoder:
-    """The text encoder of a ModelScope directory."""
+    """The text encoder of a model folder or a file, which may be a whole OpenCLIP model."""
     from .text_encoder import TextEncoder  # open_clip takes seconds to import, and ComfyUI never needs it
 
-    file = find_weights(path, read_config(path).text_file)
-    weights = text_weights(file)
-    config = text_config(weights)
+    config, weights, source = read_network(path, "text encoder", device)
     unused = (f"transformer.resblocks.{config.layers - 1}.", "text_projection")  # after the penultimate block
     weights = {key: value for key, value in weights.items() if not key.startswith(unused)}
-    return assemble(lambda: TextEncoder(config), weights, dtype, device, file)
+    return assemble(lambda: TextEncoder(config), weights, dtype, device, source)
+
+
+LOADERS = {"unet": load_unet, "vae": load_vae, "text encoder": load_text_encoder}

@@ -1,4 +1,4 @@
-"""Command line: sdvideo txt2vid | vid2vid | train | cache | info | demo."""
+"""Command line: sdvideo txt2vid | vid2vid | train | cache | convert-lora | convert | info | demo."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli_training
+from . import cli_files, cli_lora, cli_sampling, cli_training
+from .cli_training import DTYPES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from .pipeline import SDVideo
 
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")  # torch raises a mere RuntimeError on a CPU
-DTYPES = ("float32", "float16", "bfloat16")
 DEMO_SIZE, DEMO_GUIDANCE_SCALE = 96, 2.0  # what the demo model was trained at, and what follows prompts best
 EXAMPLES = """examples:
   sdvideo demo
@@ -62,6 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_txt2vid(commands)
     _add_vid2vid(commands)
     cli_training.add_commands(commands, _command, _size)
+    cli_lora.add_commands(commands, _command)
+    cli_files.add_commands(commands, _command)
     _add_info(commands)
     _add_demo(commands)
     return parser
@@ -77,14 +79,16 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 def _command(commands: Any, run: Any, summary: str) -> argparse.ArgumentParser:
     description = summary.capitalize() + "."
-    parser = commands.add_parser(run.__name__, help=summary, description=description, formatter_class=_Help)
+    parser = commands.add_parser(
+        run.__name__.replace("_", "-"), help=summary, description=description, formatter_class=_Help
+    )
     parser.set_defaults(run=run, lighter="--dtype float16, a smaller size or fewer frames")
     return parser
 
 
 def _add_txt2vid(commands: Any) -> None:
     parser = _command(commands, txt2vid, "make a video of a prompt")
-    parser.add_argument("model", help="directory with configuration.json and the weights")
+    parser.add_argument("model", help="model folder, or a file of a UNet's weights")
     _add_sampling(parser)
     parser.add_argument("--size", type=_size, default="256x256", help="WIDTHxHEIGHT in pixels, multiples of 8")
     parser.add_argument("--frames", type=int, default=None, help="length; default: what the model was trained on")
@@ -93,7 +97,7 @@ def _add_txt2vid(commands: Any) -> None:
 
 def _add_vid2vid(commands: Any) -> None:
     parser = _command(commands, vid2vid, "change a video by a prompt")
-    parser.add_argument("model", help="directory with configuration.json and the weights")
+    parser.add_argument("model", help="model folder, or a file of a UNet's weights")
     _add_sampling(parser)
     parser.add_argument("--input", required=True, help="a folder of images, a GIF, WebP or video to start from")
     parser.add_argument("--strength", type=float, default=0.7, help="0..1: how much of the input is redrawn")
@@ -106,7 +110,7 @@ def _add_vid2vid(commands: Any) -> None:
 
 def _add_info(commands: Any) -> None:
     parser = _command(commands, info, "tell what a file or a model directory is; exit status 1 if it lacks anything")
-    parser.add_argument("path", help="a model directory or a file of weights")
+    parser.add_argument("path", help="a model folder or a file of weights")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
@@ -116,9 +120,11 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument("prompt", nargs="?", default="a red circle moving left", help=shapes)
     parser.add_argument("--steps", type=int, default=25, help="denoising steps, 1..999")
     parser.add_argument("--cfg", type=float, default=DEMO_GUIDANCE_SCALE, help="guidance scale")
+    cli_sampling.add_options(parser)
     parser.add_argument("--zoom", type=int, default=3, help="1..8: enlarge the model's 96x96 pixels")
     parser.add_argument("--save-model", metavar="DIR", help="copy the model to DIR, to try the other commands with it")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same video")
+    cli_lora.add_option(parser)
     _add_output(parser, "demo.gif")
 
 
@@ -128,7 +134,10 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=50, help="denoising steps, 1..999")
     parser.add_argument("--cfg", type=float, default=9.0, help="guidance scale; 1 ignores --negative, twice as fast")
     parser.add_argument("--eta", type=float, default=0.0, help="0..1: fresh noise at every step")
+    cli_sampling.add_options(parser)
     parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same video; default: random")
+    cli_lora.add_option(parser)
+    cli_files.add_part_options(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or mps; auto: cuda if there is one")
     parser.add_argument("--dtype", default=DTYPES[0], choices=DTYPES, help="precision the weights are kept in")
     parser.add_argument("--no-amp", action="store_true", help="compute in the weights' own precision")
@@ -180,7 +189,7 @@ def demo(args: argparse.Namespace) -> None:
     directory = demo_model()
     if args.save_model:
         shutil.copytree(directory, args.save_model, dirs_exist_ok=True)
-    model = SDVideo(directory, amp=False)
+    model = cli_lora.load_loras(SDVideo(directory, amp=False), args)
     video = model(
         args.prompt,
         guidance_scale=args.cfg,
@@ -188,6 +197,7 @@ def demo(args: argparse.Namespace) -> None:
         image_size=(DEMO_SIZE, DEMO_SIZE),
         seed=args.seed,
         bar=True,
+        **cli_sampling.settings(args),
     )
     frames = interpolate(video[0].transpose(0, 1), scale_factor=args.zoom, mode="bicubic").clamp(0, 1)
     _save(frames.transpose(0, 1)[None], args, args.seed)
@@ -206,11 +216,10 @@ def _load(args: argparse.Namespace) -> SDVideo:
 
     from .pipeline import SDVideo
 
-    device = args.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     sys.stderr.write(f"Loading {args.model} ...\n")
-    model = SDVideo(args.model, device, getattr(torch, args.dtype), amp=not args.no_amp)
+    parts = {"vae": args.vae, "text_encoder": args.clip}
+    model = SDVideo(args.model, cli_training.device(args), getattr(torch, args.dtype), amp=not args.no_amp, **parts)
+    cli_lora.load_loras(model, args)
     return model.enable_xformers() if args.xformers else model
 
 
@@ -223,6 +232,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "eta": args.eta,
         "seed": seed,
         "bar": True,
+        **cli_sampling.settings(args),
     }
 
 

@@ -18,12 +18,18 @@ class CheckpointError(ValueError):
 def read_config(directory: str | Path) -> ModelConfig:
     """The configuration.json of a ModelScope directory; keys it does not know are ignored."""
     path = Path(directory) / CONFIG_NAME
-    model = _read_json(path).get("model")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is not a directory; expected one with {CONFIG_NAME} and weights")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; copy the {CONFIG_NAME} that belongs to the model there")
+    model = read_json(path).get("model")
     if not isinstance(model, dict) or not isinstance(model.get("model_cfg"), dict):
         raise CheckpointError(f"{path} has no model.model_cfg; expected ModelScope's {CONFIG_NAME}")
     args, cfg = model.get("model_args") or {}, model["model_cfg"]
     if str(cfg.get("temporal_attention", True)).lower() != "true":
         raise CheckpointError(f"{path} says temporal_attention is false; only models with it are supported")
+    if (mean_type := cfg.get("mean_type", "eps")) != "eps":
+        raise CheckpointError(f"{path} says mean_type is {mean_type!r}; only models that predict eps are supported")
     defaults = ModelConfig()
     try:
         return ModelConfig(
@@ -37,11 +43,8 @@ def read_config(directory: str | Path) -> ModelConfig:
         raise CheckpointError(f"{path} has a value of the wrong kind: {error}; download it again") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent} is not a directory; expected one with {CONFIG_NAME} and weights")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; copy the {CONFIG_NAME} that belongs to the model there")
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; CheckpointError, which says what is there in its place, if it holds none."""
     text = path.read_text(encoding="utf-8-sig", errors="replace").strip()
     if not text:
         raise CheckpointError(f"{path} is empty; download it again")

@@ -1,72 +1,125 @@
-"""Inspection: what a file of weights or a model directory is, in what precision, and what it lacks."""
+"""Inspection: what a file of weights or a model folder is, in what precision, what it lacks, and how it is used."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from .checkpoint import (
-    check_parts,
-    find_weights,
-    load_text_encoder,
-    load_unet,
-    load_vae,
-    read_state_dict,
-    text_weights,
-    unet_weights,
-    vae_weights,
+from .checkpoint import LOADERS, check_parts, read_network
+from .configuration import CheckpointError
+from .families import Family, family_of
+from .layouts import (
+    DIFFUSERS,
+    ELSEWHERE,
+    LORA_FOLDER,
+    ORIGINAL,
+    PARTS,
+    SINGLE,
+    Layout,
+    find_diffusers_weights,
+    find_layout,
+    names_of,
     what_is,
 )
-from .configuration import CONFIG_NAME, read_config
+from .lora_files import describe_lora
+from .state_dict import read_files
 
 Report = dict[str, Any]
 
-READERS = {"unet": unet_weights, "vae": vae_weights, "text encoder": text_weights}
-LOADERS = {"unet": load_unet, "vae": load_vae, "text encoder": load_text_encoder}
+KINDS = {ORIGINAL: "a ModelScope model folder", DIFFUSERS: "a model folder in diffusers' format"}
 
 
-def inspect(path: Path) -> Report:
-    """A report of plain values (str, int, list, dict); only headers are read. Errors become entries of it."""
-    if path.is_dir():
-        return _inspect_directory(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; give a model directory or a file of weights")
-    weights = read_state_dict(path)
-    return {"path": str(path), "is": what_is(weights), **_measure(weights)}
+def inspect(path: str | Path) -> Report:
+    """A report of plain values (str, int, list, dict); of weights only headers are read.
+
+    Always: `path`, `is` (in words), `layout` (modelscope, diffusers or file; None of what is no model), `family` (the
+    published model that its name says it is, or None), `parts` (unet, vae, text encoder: files, config, tensors,
+    parameters, bytes, dtypes), `missing` (part -> where it was looked for), `problems` and `warnings` (a line each).
+    With a family: `trained` and `suggested`, from `families.FAMILIES`. Of a file also tensors, parameters, bytes and
+    dtypes in all. Of a LoRA what `lora_files.describe_lora` says.
+
+    Raises FileNotFoundError or CheckpointError where there is nothing to report of.
+    """
+    path = Path(path)
+    try:
+        layout = find_layout(path)
+    except CheckpointError:
+        if lora := _lora(path):  # a folder of PEFT's, or a list of tensors
+            return {**_empty(path), **lora}
+        raise
+    tensors = read_files(_single_files(layout), "meta")
+    report = _empty(path) | {"is": KINDS.get(layout.name) or what_is(tensors)}
+    report["layout"] = layout.name if layout.parts else None
+    if family := family_of(names_of(layout)) if layout.parts else None:
+        report |= {"family": family.name, "trained": _trained(family), "suggested": _suggested(family)}
+    report |= {"max_frames": layout.config.max_frames} if layout.config else {}
+    _add_parts(report, layout)
+    report |= (not layout.parts and _lora(path)) or {}
+    return report | (_measure(tensors) if layout.name == SINGLE else {})
 
 
-def _inspect_directory(path: Path) -> Report:
-    report: Report = {"path": str(path), "is": "a ModelScope model directory", "missing": [], "problems": []}
-    if not (path / CONFIG_NAME).is_file():
-        return report | {"is": f"a directory without {CONFIG_NAME}", "missing": [CONFIG_NAME]}
-    config = read_config(path)
-    report["unet config"] = asdict(config.unet)
-    report["max frames"] = config.max_frames
-    names = {"unet": config.unet_file, "vae": config.vae_file, "text encoder": config.text_file}
+def _empty(path: Path) -> Report:
+    lists: Report = {"parts": {}, "missing": {}, "problems": [], "warnings": []}
+    return {"path": str(path), "is": "", "layout": None, "family": None, **lists}
+
+
+def _lora(path: Path) -> Report | None:
+    """What there is to say of a LoRA, None of anything else."""
+    try:
+        return describe_lora(path)
+    except (CheckpointError, FileNotFoundError):
+        return None
+
+
+def _single_files(layout: Layout) -> Sequence[Path]:
+    if layout.name != SINGLE:
+        return []
+    return [layout.path] if layout.path.is_file() else find_diffusers_weights(layout.path)
+
+
+def _add_parts(report: Report, layout: Layout) -> None:
     shapes = {}
-    for part, name in names.items():
+    for part in layout.parts:
         try:
-            file = find_weights(path, name)
-            weights = READERS[part](file)
-            shapes[part] = LOADERS[part](path, device="meta").config
-        except FileNotFoundError:
-            report["missing"].append(name)
+            config, weights, _ = read_network(layout, part, "meta")
+            shapes[part] = LOADERS[part](layout, device="meta").config
         except ValueError as error:
             report["problems"].append(str(error))
         else:
-            report[part] = {"file": str(file), **_measure(weights)}
-            if part != "unet":
-                report[part]["config"] = asdict(shapes[part])
-    if len(shapes) == len(names):
+            files = [str(file) for file in layout.parts[part].files]
+            report["parts"][part] = {"files": files, **_measure(weights), "config": asdict(config)}
+    if shapes.keys() == PARTS.keys():
         try:
-            check_parts(shapes["unet"], shapes["vae"], shapes["text encoder"], path)
+            check_parts(shapes["unet"], shapes["vae"], shapes["text encoder"], layout.path)
         except ValueError as error:
             report["problems"].append(str(error))
-    return report
+    if layout.name != SINGLE:
+        report["missing"] = dict(layout.missing)
+    elif "unet" in layout.parts:
+        report["warnings"] += [
+            f"it has no {PARTS[p]}: put it into a model folder{ELSEWHERE[p]}" for p in layout.missing
+        ]
+    if loras := sorted(map(str, layout.path.glob(f"{LORA_FOLDER}/*.*"))):
+        report["warnings"].append(f"LoRAs lie beside it, and are not part of it: {', '.join(loras)}")
+
+
+def _trained(family: Family) -> Report:
+    return {
+        "width": family.width,
+        "height": family.height,
+        "num_frames": family.num_frames,
+        "source": family.source,
+    }
+
+
+def _suggested(family: Family) -> Report:
+    settings = {"steps": family.steps, "guidance_scale": family.guidance_scale, "fps": family.fps}
+    return settings | ({"denoise": list(family.denoise)} if family.denoise else {})
 
 
 def _measure(weights: dict[str, Tensor]) -> Report:
@@ -82,10 +135,10 @@ def _measure(weights: dict[str, Tensor]) -> Report:
 def describe(report: Report) -> str:
     """The report as lines for people."""
     lines = [f"{report['path']} is {report['is']}"]
-    for name, value in report.items():
-        if name in ("path", "is") or value in ([], {}):
-            continue
-        lines.append(f"  {name}: {_text(value)}")
+    flat = {**report, **report.get("parts", {})}
+    for name, value in flat.items():
+        if name not in ("path", "is", "layout", "parts") and value not in (None, [], {}):
+            lines.append(f"  {name}: {_text(value)}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""LoRA: low-rank adapters on a UNet's layers, trained, used, merged, and kept in kohya's file format.
+"""LoRA: low-rank adapters on a UNet's layers, trained, attached, merged and saved.
 
 A layer's weight W becomes W + strength * alpha / rank * up @ down (Hu et al. 2021, eq. 3). `down` is a layer like the
 adapted one with `rank` outputs, `up` a linear layer or a convolution of kernel size 1.
@@ -6,25 +6,25 @@ adapted one with `rank` outputs, `up` a linear layer or a convolution of kernel 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import re
-import uuid
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoint import CheckpointError, StateDict, read_state_dict, what_is
+from .lora_export import kohya_name, write_kohya
+from .lora_files import read_lora
+from .lora_formats import Pair, check_pairs, refuse
+from .lora_layers import Layer, Layers, adaptable, joined
+from .state_dict import StateDict
 from .unet import UNetSD
 
-Layer = nn.Linear | nn.Conv2d | nn.Conv3d
+__all__ = ["TARGETS", "Adapter", "LoRA", "Pair", "fresh_pair", "kohya_name", "save_lora", "target_layers"]
 
 _TEMPORAL = r"^(input_blocks\.0\.1|(in|out)put_blocks\.\d+\.2|middle_block\.2)\.|\.temopral_conv\."
 
@@ -35,17 +35,6 @@ TARGETS = {
     "spatial": f"^(?!.*({_TEMPORAL}))",  # everything that sees one frame at a time
     "temporal": _TEMPORAL,  # attention and convolutions along time
 }
-
-PREFIX = "lora_unet_"
-DOWN, UP, ALPHA = ".lora_down.weight", ".lora_up.weight", ".alpha"
-
-
-class Pair(NamedTuple):
-    """The adapter of one layer, as files hold it."""
-
-    down: Tensor  # (rank, in) or (rank, in, *kernel)
-    up: Tensor  # (out, rank) or (out, rank, 1, ...)
-    alpha: float  # the adapter's product is scaled by alpha / rank
 
 
 class Adapter(nn.Module):
@@ -70,8 +59,11 @@ class Adapter(nn.Module):
     @torch.no_grad()
     def delta(self) -> Tensor:
         """scale * up @ down in float64, in the shape of the layer's weight."""
-        product = self.up.double().flatten(1) @ self.down.double().flatten(1)
-        return (self.scale * product).view(len(self.up), *self.down.shape[1:])
+        return self.pair.delta().view(len(self.up), *self.down.shape[1:])
+
+    @property
+    def pair(self) -> Pair:
+        return Pair(self.down, self.up, self.alpha)
 
 
 class LoRA(nn.Module):
@@ -107,32 +99,25 @@ class LoRA(nn.Module):
         self.unused: list[str] = []  # names of a file's tensors that are not part of this LoRA
         self._layers = dict(layers)  # in a dict, so that they are no submodules, and no parameters of this module
         self._handles: list[Any] = []
-        self.adapters = nn.ModuleDict({_joined(path): Adapter(layers[path], pair) for path, pair in pairs.items()})
+        self.adapters = nn.ModuleDict({joined(path): Adapter(layers[path], pair) for path, pair in pairs.items()})
 
     @classmethod
     def from_pairs(cls, unet: UNetSD, pairs: Mapping[str, Pair], source: str | Path = "the LoRA") -> LoRA:
         """A LoRA with given weights, by module path; `source` names them in errors."""
         layers = target_layers(unet, pairs.keys())
-        _check_pairs(layers, pairs, source)
+        check_pairs(pairs, {path: tuple(layer.weight.shape) for path, layer in layers.items()}, source)
         lora = cls(unet, targets=())
         lora._hold(layers, pairs)
         return lora
 
     @classmethod
     def from_file(cls, unet: UNetSD, path: str | Path) -> LoRA:
-        """The LoRA in a file of kohya's format; warns of what in it is not used, and keeps the names as `unused`."""
-        tensors = _read(Path(path))
-        pairs = _pairs(tensors, path)
-        paths = {kohya_name(layer): layer for layer in target_layers(unet)}
-        known = {name: pair for name, pair in pairs.items() if name in paths}
-        if not known:
-            raise CheckpointError(_why_not_ours(path, tensors, pairs))
-        lora = cls.from_pairs(unet, {paths[name]: pair for name, pair in known.items()}, path)
-        used = {name + part for name in known for part in (DOWN, UP, ALPHA)}
-        lora.unused = [key for key in tensors if key not in used]
+        """The UNet's part of a LoRA file of any format; warns of what in it is not used, and keeps the names."""
+        match = read_lora(path).match(Layers.of(unet))
+        lora = cls.from_pairs(unet, match.unet, path)
+        lora.unused = match.report.unused
         if lora.unused:
-            unused = f"{len(lora.unused)} of its {len(tensors)} tensors are not used: {', '.join(lora.unused)}"
-            warnings.warn(f"{path} has {len(known)} layers of this UNet; {unused}", stacklevel=2)
+            warnings.warn(str(match.report), stacklevel=2)
         return lora
 
     @property
@@ -144,7 +129,7 @@ class LoRA(nn.Module):
         """The adapter of the layer at a module path."""
         if path not in self._layers:
             raise ValueError(f"this LoRA has no adapter for {path!r}; it has {_examples(self.paths)}")
-        return cast(Adapter, self.adapters[_joined(path)])
+        return cast(Adapter, self.adapters[joined(path)])
 
     def attach(self) -> LoRA:
         """Lets the adapters act in the UNet's forwards until `detach()`; a second call changes nothing."""
@@ -197,7 +182,7 @@ class LoRA(nn.Module):
 
 def target_layers(unet: UNetSD, targets: str | Collection[str] = "all") -> dict[str, Layer]:
     """Module path -> layer, in the UNet's order: those that LoRA's `targets` means."""
-    layers = {path: layer for path, layer in unet.named_modules() if isinstance(layer, Layer)}
+    layers = adaptable(unet)
     if not isinstance(targets, str):
         if unknown := [path for path in targets if path not in layers]:
             raise ValueError(f"targets {unknown} are no layers of this UNet; its layers are {_examples(layers)}")
@@ -222,11 +207,6 @@ def fresh_pair(layer: Layer, rank: int, scale: float, generator: torch.Generator
     return Pair(down, torch.zeros(out, rank, device="cpu"), scale * rank)
 
 
-def kohya_name(path: str) -> str:
-    """The name of a layer in files, from its module path; ComfyUI makes the same of a model's keys."""
-    return PREFIX + _joined(path)
-
-
 def save_lora(
     lora: LoRA, path: str | Path, dtype: torch.dtype = torch.float16, metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -234,105 +214,11 @@ def save_lora(
 
     dtype: precision of the weights in the file. metadata: texts to store beside the rank and alpha.
     """
-    path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"cannot write the LoRA {path}: its name ends in {path.suffix!r}; use .safetensors")
-    if not lora.paths:
-        raise ValueError(f"cannot write the LoRA {path}: it adapts no layer; choose other targets")
-    adapters = {kohya_name(layer): lora.adapter(layer) for layer in lora.paths}
-    tensors = {name + key: value for name, pair in adapters.items() for key, value in _tensors(pair, dtype).items()}
-    _check_finite(tensors, path)
-    widest = max(adapters.values(), key=lambda adapter: adapter.rank)
-    facts = {"ss_network_dim": str(widest.rank), "ss_network_alpha": str(widest.alpha)}  # as kohya's trainer names them
-    content = safetensors.torch.save(tensors, {"format": "pt", **facts, **(metadata or {})})
-    with _whole(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def load_lora(path: str | Path) -> dict[str, Pair]:
-    """The adapters in a file of kohya's format by the layers' names in it, `lora_unet_...`, in float32."""
-    return _pairs(_read(Path(path)), path)
-
-
-def _joined(path: str) -> str:
-    return path.replace(".", "_")
+    write_kohya({layer: lora.adapter(layer).pair for layer in lora.paths}, Path(path), dtype, metadata)
 
 
 def _examples(layers: Collection[str]) -> str:
     return ", ".join([*list(layers)[:2], "..."]) if layers else "none"
-
-
-def _tensors(adapter: Adapter, dtype: torch.dtype) -> StateDict:
-    down, up = (weight.detach().to("cpu", dtype).contiguous() for weight in (adapter.down, adapter.up))
-    # alpha in float32, because that of a cut rank need not be a round number.
-    return {DOWN: down, UP: up, ALPHA: torch.tensor(adapter.alpha, dtype=torch.float32)}
-
-
-def _check_finite(tensors: StateDict, path: Path) -> None:
-    if wrong := [key for key, value in tensors.items() if not value.isfinite().all()]:
-        raise FloatingPointError(
-            f"cannot write the LoRA {path}: {', '.join(wrong)} hold NaN or infinity in {tensors[wrong[0]].dtype}; "
-            "save with dtype=torch.float32, or train with a lower learning rate"
-        )
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Lends a temporary name beside `path`, which becomes `path` only if all went well."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"cannot write the LoRA {path}: {reason}; choose another place or free some space") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> StateDict:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; expected a LoRA")
-    with (
-        contextlib.suppress(safetensors.SafetensorError),  # read_state_dict says more of what is wrong
-        safetensors.safe_open(path, framework="pt") as file,  # pyright: ignore[reportPrivateImportUsage]
-    ):
-        if not file.keys():
-            raise CheckpointError(f"{path}: this LoRA contains no tensors; download it again, or get another file")
-    return read_state_dict(path)
-
-
-def _pairs(tensors: StateDict, source: str | Path) -> dict[str, Pair]:
-    names = dict.fromkeys(key.removesuffix(part) for key in tensors for part in (DOWN, UP) if key.endswith(part))
-    problems = [f"{name}{part} is missing" for name in names for part in (DOWN, UP) if name + part not in tensors]
-    alphas = {name: tensors[name + ALPHA] for name in names if name + ALPHA in tensors}
-    problems += [f"{name}{ALPHA} is not one number" for name, alpha in alphas.items() if alpha.numel() != 1]
-    _refuse(source, problems, "download it again")
-    downs = {name: tensors[name + DOWN].float() for name in names}
-    ranks = {name: float(down.shape[:1].numel()) for name, down in downs.items()}  # alpha where it is not given
-    alphas = ranks | {name: float(alpha.item()) for name, alpha in alphas.items()}
-    return {name: Pair(down, tensors[name + UP].float(), alphas[name]) for name, down in downs.items()}
-
-
-def _why_not_ours(path: str | Path, tensors: StateDict, pairs: Mapping[str, Pair]) -> str:
-    expected = f"names such as {PREFIX}input_blocks_0_0{DOWN}"
-    if not pairs:
-        return f"{path} is {what_is(tensors)}, with no {DOWN[1:]} in it; expected a LoRA in kohya's format, {expected}"
-    found = f"none of its {len(pairs)} layers ({_examples(pairs)}) is one of this UNet's"
-    return f"{path} is a LoRA of another model: {found}; expected {expected}"
-
-
-def _check_pairs(layers: Mapping[str, Layer], pairs: Mapping[str, Pair], source: str | Path) -> None:
-    problems = []
-    for path, (down, up, _) in pairs.items():
-        weight = layers[path].weight
-        fits = down.ndim > 1 and up.ndim > 1 and 0 < len(down) == up[0].numel()
-        if not fits or down[0].numel() != weight[0].numel() or len(up) != len(weight):
-            got = f"down {tuple(down.shape)} and up {tuple(up.shape)}"
-            problems.append(f"{path} has {got}, expected a product of shape {tuple(weight.shape)}")
-    _refuse(source, problems, "this LoRA belongs to another model")
 
 
 def _check_base(layers: Mapping[str, Layer], weights: StateDict) -> None:
@@ -342,9 +228,4 @@ def _check_base(layers: Mapping[str, Layer], weights: StateDict) -> None:
         found = tuple(weights[key].shape) if key in weights else "missing"
         if found not in (expected, (*expected, 1)):
             problems.append(f"{key} is {found}, expected {expected}")
-    _refuse("the state dict", problems, "merge into the weights of the UNet that the LoRA was made for")
-
-
-def _refuse(source: str | Path, problems: list[str], remedy: str) -> None:
-    if problems:
-        raise CheckpointError(f"{source} does not fit ({len(problems)} problems): {'; '.join(problems)}; {remedy}")
+    refuse("the state dict", problems, "merge into the weights of the UNet that the LoRA was made for")

@@ -15,21 +15,28 @@ from tqdm import tqdm
 from .attention import sdpa, xformers_attention
 from .blocks import to_frames, to_video
 from .checkpoint import check_parts, load_text_encoder, load_unet, load_vae
-from .configuration import read_config
-from .ddim import draw_noise, sample_ddim
+from .config import ModelConfig
+from .ddim import draw_noise
+from .families import family_of, far_from_training
 from .frames import check_size, frames_to_video, images_to_frames
-from .guidance import guided_eps
+from .guidance import GuidanceSchedule, guidance_wrappers, guided_eps, scale_over_steps
+from .layouts import find_layout, names_of
+from .lcm import guidance_embedding
+from .lora_files import LoRAReport
+from .lora_weights import LoRAWeights
+from .samplers import Sampler, find_sampler
 from .schedule import NoiseSchedule
 
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class SDVideo:
-    """A text-to-video model loaded from a ModelScope directory.
+    """A text-to-video model loaded from a folder or a file.
 
-    model_path: directory with configuration.json and the three files of weights. dtype: precision of the weights,
-    float32, float16 or bfloat16. amp: with float32 weights, run the networks in mixed precision (float16 on CUDA,
-    bfloat16 on a CPU that computes in it); half-precision weights already run in their own.
+    model_path: a ModelScope directory, a folder of diffusers, or a file of a UNet's weights (docs/formats.md). dtype:
+    precision of the weights, float32, float16 or bfloat16. amp: with float32 weights, run the networks in mixed
+    precision (float16 on CUDA, bfloat16 on a CPU that computes in it); half-precision weights already run in their
+    own. vae, text_encoder: another model, or a file, to take these from; needed where the model comes without.
     """
 
     def __init__(
@@ -38,16 +45,21 @@ class SDVideo:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         amp: bool = True,
+        vae: str | Path | None = None,
+        text_encoder: str | Path | None = None,
     ):
         if dtype not in FLOAT_TYPES:
             raise ValueError(f"dtype={dtype}; expected one of {', '.join(map(str, FLOAT_TYPES))}")
         self.device, self.dtype, self.amp = _usable(device), dtype, amp
-        self.config = read_config(model_path)
-        self.unet = load_unet(model_path, dtype, device)
-        self.vae = load_vae(model_path, dtype, device)
-        self.text_encoder = load_text_encoder(model_path, dtype, device)
-        check_parts(self.config.unet, self.vae.config, self.text_encoder.config, model_path)
+        layout = find_layout(model_path)
+        self.family = family_of(names_of(layout))  # of the published models, by its name; None if that tells nothing
+        self.unet = load_unet(layout, dtype, device)
+        self.vae = load_vae(vae or layout, dtype, device)
+        self.text_encoder = load_text_encoder(text_encoder or layout, dtype, device)
+        self.config = layout.config or ModelConfig(unet=self.unet.config)
+        check_parts(self.unet.config, self.vae.config, self.text_encoder.config, model_path)
         self.schedule = NoiseSchedule()
+        self._loras: LoRAWeights | None = None
 
     def enable_xformers(self, enable: bool = True) -> SDVideo:
         """Uses xformers' attention where it runs; where it cannot, warns why and keeps torch's."""
@@ -56,6 +68,22 @@ class SDVideo:
             warnings.warn(f"xformers is not used: {reason}; torch's attention is", stacklevel=2)
         self.unet.attention = xformers_attention if enable and not reason else sdpa
         return self
+
+    def load_lora(self, path: str | Path, strength: float = 1.0) -> LoRAReport:
+        """Lets a LoRA act beside those loaded before, and tells what of it is applied and what is not used.
+
+        path: a file, or a folder of PEFT's or diffusers', in any format of docs/lora.md. strength: any number; 0 is
+        the base model bit for bit. Raises FileNotFoundError, or CheckpointError (a ValueError), which says what the
+        file is, where nothing of it is for this model.
+        """
+        self._loras = self._loras or LoRAWeights(self.unet, self.text_encoder)
+        return self._loras.add(path, strength)
+
+    def unload_lora(self) -> None:
+        """Takes all LoRAs out; the base model is back bit for bit."""
+        if self._loras:
+            self._loras.remove()
+        self._loras = None
 
     @torch.no_grad()
     def __call__(  # noqa: PLR0913 - the options a user sets, as the README lists them
@@ -71,6 +99,11 @@ class SDVideo:
         eta: float = 0.0,
         seed: int | None = None,
         bar: bool = False,
+        sampler: str | Sampler = "ddim",
+        guidance_rescale: float = 0.0,
+        guidance_schedule: GuidanceSchedule | None = None,
+        dynamic_thresholding: float | None = None,
+        guidance_embed: float | None = None,
     ) -> Tensor:
         """A video (1, 3, F, H, W) in 0..1.
 
@@ -79,10 +112,21 @@ class SDVideo:
         the video has their size instead. num_frames: length, by default that of initial_frames or of the videos the
         model was trained on. initial_frames: pictures of equal size to start from (video to video). t_start: how many
         of the steps to run then, round(timesteps * strength). eta: randomness of DDIM, 0..1. seed: the same seed
-        gives the same video; None draws one. bar: show a progress bar.
+        gives the same video; None draws one. bar: show a progress bar. sampler: a name in `samplers.SAMPLERS`, or one
+        with options of its own, such as `lcm.LCM(timestep_scaling=10)`. guidance_rescale: RescaleCFG, 0 (off) to 1.
+        guidance_schedule: scales from the first step to the last, or a function, in place of guidance_scale (see
+        `guidance.scale_over_steps`). dynamic_thresholding: percentile, such as 0.995. guidance_embed: the scale of a
+        model distilled with an embedding of it (T2V-Turbo, 5 to 15), which is used with guidance_scale 1.
         """
+        method = find_sampler(sampler, eta)
+        wrappers = guidance_wrappers(self.schedule, guidance_rescale, dynamic_thresholding)
+        scale = scale_over_steps(guidance_schedule) if guidance_schedule is not None else guidance_scale
+        embedded = guidance_embedding(guidance_embed).to(self.device) if guidance_embed is not None else None
         num_frames = self._num_frames(num_frames, initial_frames)
-        first_t = self.schedule.timesteps(timesteps, t_start)[0]
+        size = image_size if initial_frames is None else initial_frames[0].size
+        if warning := far_from_training(self.family, *size, num_frames):
+            warnings.warn(warning, stacklevel=3)
+        first_t = method.timesteps(self.schedule, timesteps, t_start)[0]
         first, fresh = _generators(seed)
         if initial_frames is None:
             if t_start is not None:
@@ -90,16 +134,18 @@ class SDVideo:
             check_size(*image_size)
             latents = draw_noise(self._latent_shape(image_size, num_frames), first).to(self.device)
         else:
-            clean = self.encode(initial_frames[:num_frames], bar)
-            noise = draw_noise(clean.shape, first).to(self.device)
-            latents = self.schedule.add_noise(clean, noise, first_t)
-        with self._precision(), _progress("Sampling", t_start or timesteps, "step", bar) as steps:
+            latents = self._noised(initial_frames[:num_frames], first, first_t, bar)
+        with self._precision(), _progress("Sampling", t_start or timesteps, "step", bar) as done:
             context, context_neg = self.text_encoder([text, text_neg]).chunk(2)
-            eps_model = guided_eps(self.unet, context, context_neg, guidance_scale)
-            latents = sample_ddim(
-                eps_model, latents, self.schedule, timesteps, t_start, eta, fresh, lambda *_: steps.update()
+            eps_model = guided_eps(self.unet, context, context_neg, scale, wrappers=wrappers, guidance_emb=embedded)
+            latents = method.sample(
+                eps_model, latents, self.schedule, timesteps, t_start, fresh, lambda *_: done.update()
             )
         return self.decode(latents, bar)
+
+    def _noised(self, images: Sequence[Image.Image], generator: torch.Generator, timestep: int, bar: bool) -> Tensor:
+        clean = self.encode(images, bar)
+        return self.schedule.add_noise(clean, draw_noise(clean.shape, generator).to(self.device), timestep)
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image], bar: bool = False) -> Tensor:
@@ -131,7 +177,8 @@ class SDVideo:
     def _num_frames(self, num_frames: int | None, initial_frames: Sequence[Image.Image] | None) -> int:
         available = len(initial_frames) if initial_frames is not None else None
         if num_frames is None:
-            num_frames = available if available is not None else self.config.max_frames
+            trained = (self.family and self.family.num_frames) or self.config.max_frames
+            num_frames = available if available is not None else trained
         if num_frames < 1:
             raise ValueError(f"num_frames={num_frames}; a video has at least 1 frame")
         if available is not None and num_frames > available:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from safetensors import SafetensorError
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Lends a temporary name beside a file's path, which becomes `path` only if all went well.
 
     Raises OSError, which names the path and what to do, where it cannot be written; IsADirectoryError for a folder.

@@ -1,4 +1,4 @@
-"""CLIP and VAE: ComfyUI's own text encoder and autoencoder, fed from a ModelScope directory."""
+"""CLIP and VAE: ComfyUI's own text encoder and autoencoder, fed from a model of any known layout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ...sdvideo_core import checkpoint
 from ...sdvideo_core.config import TextConfig
-from ...sdvideo_core.configuration import read_config
 from ...sdvideo_core.vae import AutoencoderKL
 
 # What ComfyUI's autoencoder wants to be told beside the fields of VAEConfig.
@@ -31,19 +30,23 @@ VAE_CONSTANTS = {
 }
 
 
-def check_parts(directory: str | Path) -> None:
-    """Raises unless the UNet, text encoder and autoencoder of a directory fit each other."""
-    config = read_config(directory)
-    text = checkpoint.text_config(checkpoint.text_weights(checkpoint.find_weights(directory, config.text_file)))
-    vae = checkpoint.vae_config(checkpoint.vae_weights(checkpoint.find_weights(directory, config.vae_file)))
-    checkpoint.check_parts(config.unet, vae, text, directory)
+def check_parts(model: str | Path, clip: str | Path, vae: str | Path) -> None:
+    """Raises unless a model's UNet fits the text encoder and the autoencoder, which may be another model's."""
+    paths = {"unet": model, "vae": vae, "text encoder": clip}
+    unet, autoencoder, text = (checkpoint.read_network(path, part, "meta").config for part, path in paths.items())
+    checkpoint.check_parts(unet, autoencoder, text, model)
 
 
-def load_clip(directory: str | Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
-    """The OpenCLIP text tower of a ModelScope directory, of any size, as a CLIP."""
-    file = checkpoint.find_weights(directory, read_config(directory).text_file)
-    weights = checkpoint.text_weights(file)
-    config = checkpoint.text_config(weights)
+def _storable(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights in precisions that ComfyUI's CLIP and VAE take: float16 in place of 8-bit floats, which loses nothing."""
+    return {key: w.half() if w.dtype.itemsize == 1 else w for key, w in weights.items()}
+
+
+def load_clip(path: str | Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
+    """The OpenCLIP text tower of a model or a file, of any size, as a CLIP."""
+    config, weights, _ = checkpoint.read_network(path, "text encoder")
+    weights = _storable(weights)
+    weights.setdefault("text_projection", torch.eye(config.width))  # transformers' text towers go without
     weights = comfy.utils.clip_text_transformers_convert(weights, "", "")
     clip = comfy.sd.CLIP(
         _ClipTarget(config),
@@ -52,12 +55,12 @@ def load_clip(directory: str | Path, disable_dynamic: bool = False) -> comfy.sd.
         state_dict=[weights],
         disable_dynamic=disable_dynamic,
     )
-    clip.patcher.cached_patcher_init = (_clip_patcher, (directory,))
+    clip.patcher.cached_patcher_init = (_clip_patcher, (path,))
     return clip
 
 
-def _clip_patcher(directory: str | Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    return load_clip(directory, disable_dynamic).patcher
+def _clip_patcher(path: str | Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    return load_clip(path, disable_dynamic).patcher
 
 
 class _ClipTarget:
@@ -101,22 +104,20 @@ def encode_text(clip: comfy.sd.CLIP, text: str) -> list[Any]:
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
-def load_vae(directory: str | Path) -> comfy.sd.VAE:
-    """The autoencoder of a ModelScope directory as a VAE."""
-    file = checkpoint.find_weights(directory, read_config(directory).vae_file)
-    weights = checkpoint.vae_weights(file)
-    config = checkpoint.vae_config(weights)
+def load_vae(path: str | Path) -> comfy.sd.VAE:
+    """The autoencoder of a model or a file as a VAE."""
+    config, weights, source = checkpoint.read_network(path, "vae")
     with torch.device("meta"):
-        checkpoint.check_weights(AutoencoderKL(config), weights, file)
+        checkpoint.check_weights(AutoencoderKL(config), weights, source)
     shape = asdict(config) | {"ch_mult": list(config.ch_mult)} | VAE_CONSTANTS
     params = {"ddconfig": shape, "embed_dim": config.z_channels}
-    vae = comfy.sd.VAE(weights, config={"params": params})
-    vae.patcher.cached_patcher_init = (_vae_patcher, (directory,))
+    vae = comfy.sd.VAE(_storable(weights), config={"params": params})
+    vae.patcher.cached_patcher_init = (_vae_patcher, (path,))
     return vae
 
 
-def _vae_patcher(directory: str | Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    vae = load_vae(directory)
+def _vae_patcher(path: str | Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    vae = load_vae(path)
     if not (disable_dynamic and vae.patcher.is_dynamic()):
         return vae.patcher
     # Its own clone() would call this function. A dynamic patcher leaves weights in the precision of their file.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,19 @@ from comfy.cli_args import args
 
 from ...sdvideo_core.configuration import CONFIG_NAME
 from ...sdvideo_core.demo import EXAMPLES, demo_model
+from ...sdvideo_core.layouts import DIFFUSERS_INDEX
 from ...sdvideo_core.video_io import is_sequence
 
 MODEL_FOLDER = "text2video"
 DEMO_NAME = "demo"
+
+DEPTHS = ("", "*/", "*/*/")
+# What a folder holds that is a model as a whole; other files of weights are models of their own.
+MODEL_MARKS = (CONFIG_NAME, DIFFUSERS_INDEX, "unet/config.json", "text2video_pytorch_model.*")
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+
+OWN = "the model's own"
+PART_FOLDERS = {"vae": ("vae", "checkpoints"), "clip": ("text_encoders",)}
 
 
 def register_model_folder() -> None:
@@ -24,30 +34,50 @@ def register_model_folder() -> None:
 
 
 def model_directories() -> dict[str, Path]:
-    """Name -> directory of every model, by its configuration.json up to two folders deep; last the shipped one."""
+    """Name -> folder or file of every model, up to two folders deep in models/text2video; last the shipped one."""
     found = {}
     for root in map(Path, reversed(folder_paths.get_folder_paths(MODEL_FOLDER))):
-        for pattern in (
-            CONFIG_NAME,
-            f"*/{CONFIG_NAME}",
-            f"*/*/{CONFIG_NAME}",
-        ):
-            found |= {path.parent.relative_to(root).as_posix(): path.parent for path in root.glob(pattern)}
+        folders = set(_model_folders(root))
+        files = (path for depth in DEPTHS for suffix in WEIGHT_SUFFIXES for path in root.glob(f"{depth}*{suffix}"))
+        alone = {path for path in files if folders.isdisjoint(path.parents)}
+        found |= {path.relative_to(root).as_posix(): path for path in folders | alone}
     found = dict(sorted(found.items()))
     with contextlib.suppress(FileNotFoundError):  # installed without it, to save space
         found.setdefault(DEMO_NAME, demo_model())
     return found
 
 
+def _model_folders(root: Path) -> Iterator[Path]:
+    for depth in DEPTHS:
+        for mark in MODEL_MARKS:
+            yield from (path.parents[mark.count("/")] for path in root.glob(depth + mark))
+
+
 def model_directory(name: str) -> Path:
-    """The directory of a listed model; a name that is not listed is refused, whatever path it spells."""
+    """The path of a listed model; a name that is not listed is refused, whatever path it spells."""
     directories = model_directories()
     if name not in directories:
         raise FileNotFoundError(
             f"model {name!r} is not in {' or '.join(folder_paths.get_folder_paths(MODEL_FOLDER))}; "
-            f"found {', '.join(directories) or 'none'}. Put its folder, with {CONFIG_NAME}, there."
+            f"found {', '.join(directories) or 'none'}. Put its folder, or its file, there."
         )
     return directories[name]
+
+
+def part_names(part: str) -> list[str]:
+    """What a model's `vae` or `clip` may come from: itself, another model, or a file in ComfyUI's own folders."""
+    files = [f"{folder}/{name}" for folder in PART_FOLDERS[part] for name in folder_paths.get_filename_list(folder)]
+    return [OWN, *model_directories(), *files]
+
+
+def part_path(name: str, part: str, model: Path) -> Path:
+    """The path that a name of `part_names` stands for."""
+    folder, _, file = name.partition("/")
+    if name == OWN:
+        return model
+    if folder in PART_FOLDERS[part] and file in folder_paths.get_filename_list(folder):
+        return Path(folder_paths.get_full_path_or_raise(folder, file))
+    return model_directory(name)
 
 
 def input_sequences() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from torch import Tensor
 
 from ...sdvideo_core import checkpoint
 from ...sdvideo_core.config import UNetConfig
-from ...sdvideo_core.configuration import read_config
+from ...sdvideo_core.families import Family, family_of, far_from_training, summary
+from ...sdvideo_core.layouts import find_layout, names_of
 from ...sdvideo_core.unet import UNetSD
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -66,7 +68,7 @@ class ComfyUNet(UNetSD):
         super().__init__(config, operations, dtype=dtype, device=device)
         self.dtype = dtype
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - ComfyUI's call
         self,
         x: Tensor,
         timesteps: Tensor,
@@ -135,21 +137,19 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, transformer_options:
     return attention(q, k, v, heads, attn_precision=torch.float32, transformer_options=transformer_options)
 
 
-def load_model(directory: str | Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """The UNet of a ModelScope directory as a MODEL; dtype and placement are ComfyUI's choice."""
+def load_model(path: str | Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The UNet of a model folder or a file as a MODEL; dtype and placement are ComfyUI's choice."""
     management = comfy.model_management
-    config = read_config(directory)
-    file = checkpoint.find_weights(directory, config.unet_file)
-    weights = checkpoint.unet_weights(file)
+    config, weights, source = checkpoint.read_network(path, "unet")
     with torch.device("meta"):
-        checkpoint.check_weights(UNetSD(config.unet), weights, file)
+        checkpoint.check_weights(UNetSD(config), weights, source)
     device = management.get_torch_device()
     dtype = management.unet_dtype(
         model_params=sum(w.numel() for w in weights.values()),
         supported_dtypes=DTYPES,
         weight_dtype=comfy.utils.weight_dtype(weights),
     )
-    model_config = ModelScopeConfig({"config": config.unet, "model_channels": config.unet.dim})
+    model_config = ModelScopeConfig({"config": config, "model_channels": config.dim})
     model_config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, DTYPES))
     model = model_config.get_model(weights)
     make = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
@@ -157,5 +157,24 @@ def load_model(directory: str | Path, disable_dynamic: bool = False) -> comfy.mo
     if not patcher.is_dynamic():  # which converts weights as it streams them
         weights = {key: weight.to(dtype) for key, weight in weights.items()}
     model.load_model_weights(weights, assign=True)
-    patcher.cached_patcher_init = (load_model, (directory,))
+    patcher.cached_patcher_init = (load_model, (path,))
+    warn = functools.partial(_warn_far_from_training, _family(path))
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "sdvideo_family", warn)
     return patcher
+
+
+def _family(path: str | Path) -> Family | None:
+    return family_of(names_of(find_layout(path)))
+
+
+def model_summary(path: str | Path) -> str:
+    """Which model lies at a path, by its name, and how it is best used."""
+    return summary(_family(path))
+
+
+def _warn_far_from_training(family: Family | None, executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Once per sampling, whatever the sampler: noise is (F, 4, h, w) or (B, 4, F, h, w)."""
+    num_frames = noise.shape[2] if noise.ndim == 5 else len(noise)
+    if warning := far_from_training(family, noise.shape[-1] * 8, noise.shape[-2] * 8, num_frames):
+        logging.warning(f"SDVideo: {warning}")
+    return executor(noise, *args, **kwargs)

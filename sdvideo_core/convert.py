@@ -1,0 +1,161 @@
+"""Convert: a model of any known layout, written as a ModelScope directory, a folder of diffusers, or safetensors.
+
+Networks are read and written one after the other and tensor by tensor, so that memory never holds more than one
+network's file. Nothing appears under the target's name before all of it is there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .checkpoint import LOADERS, read_network
+from .config import ModelConfig
+from .configuration import CONFIG_NAME, configuration
+from .diffusers_folder import SCHEDULER, model_index, text_encoder_config, tokenizer_files, unet_config, vae_config
+from .diffusers_format import text_to_transformers, unet_to_diffusers, vae_to_diffusers
+from .layouts import DIFFUSERS, DIFFUSERS_FOLDERS, DIFFUSERS_INDEX, ORIGINAL, PARTS, Layout, find_layout
+from .state_dict import StateDict, read_state_dict, write_safetensors
+from .whole_file import whole_file, whole_folder
+
+SAFETENSORS = "safetensors"
+FORMATS = (ORIGINAL, DIFFUSERS, SAFETENSORS)
+SUFFIX = ".safetensors"
+FIRST_STAGE = (
+    "first_stage_model."  # where a Stable Diffusion checkpoint, as VQGAN_autoencoder.pth is, has its autoencoder
+)
+
+Places = Mapping[str, Layout]  # part -> the model that it is taken from
+Configs = Mapping[str, Any]  # part -> UNetConfig, VAEConfig or TextConfig
+Rename = Callable[[StateDict, Any], StateDict]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a folder will hold, by names in it."""
+
+    weights: Mapping[str, str]  # part -> file; what does not end in .safetensors is a pickle
+    texts: Mapping[str, Any]  # file -> text, or what JSON is made of
+    renames: Mapping[str, Rename]  # part -> from the names of ModelScope's files; none keeps them
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    layout: str,
+    dtype: torch.dtype | None = None,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+) -> list[str]:
+    """Writes a model in another layout; returns the parts it has there. Those that the source lacks are left out.
+
+    layout: `modelscope`, configuration.json and three pickles, as ModelScope's and A1111's tools read them;
+    `safetensors`, the same with safetensors files in place of pickles, or the UNet alone as one file where the
+    target's name ends in .safetensors; `diffusers`, a folder for its TextToVideoSDPipeline. dtype: of the weights; None
+    keeps each as it is. vae, text_encoder: models or files to take these parts from.
+
+    Weights come through bit for bit where dtype is None. Of the text tower only what runs is kept: no image tower,
+    and in a folder of diffusers no last block (in its place comes one of zeros on the way back, for what is read is
+    the block before it). Raises FileExistsError rather than overwrite, and CheckpointError, before anything is
+    written, for weights that do not fit their model.
+    """
+    if layout not in FORMATS:
+        raise ValueError(f"format {layout!r}; expected {', '.join(FORMATS)}")
+    target = Path(target).absolute()
+    if target.exists():
+        raise FileExistsError(f"{target} is there already; give another name, or remove it first")
+    places = _places(find_layout(source), vae, text_encoder)
+    alone = layout == SAFETENSORS and target.suffix == SUFFIX
+    if alone:
+        places = {"unet": places["unet"]}
+    configs = {part: LOADERS[part](place, device="meta").config for part, place in places.items()}
+    if alone:
+        with whole_file(target) as file:
+            _write_weights(places["unet"], "unet", file, dtype)
+        return list(places)
+    plan = _diffusers_plan(configs) if layout == DIFFUSERS else _original_plan(places["unet"], configs, layout)
+    with whole_folder(target) as folder:
+        for name, content in plan.texts.items():
+            _write_text(folder / name, content)
+        for part, name in plan.weights.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            write = _write_weights if name.endswith(SUFFIX) else _write_pickle
+            write(places[part], part, folder / name, dtype, plan.renames.get(part))
+    return list(places)
+
+
+def _places(main: Layout, vae: str | Path | None, text_encoder: str | Path | None) -> Places:
+    main.part("unet")
+    named = {"vae": vae, "text encoder": text_encoder}
+    others = {part: find_layout(path) for part, path in named.items() if path}
+    for part, layout in others.items():
+        layout.part(part)
+    places = {part: others.get(part, main) for part in PARTS}
+    return {part: layout for part, layout in places.items() if part in layout.parts}
+
+
+def _original_plan(main: Layout, configs: Configs, layout: str) -> Plan:
+    config = replace(main.config or ModelConfig(), unet=configs["unet"])
+    names = {"unet": "unet_file", "vae": "vae_file", "text encoder": "text_file"}
+    suffix = SUFFIX if layout == SAFETENSORS else None
+    files = {field: _renamed(getattr(ModelConfig, field), suffix) for field in names.values()}
+    content = configuration(replace(config, **files))
+    return Plan({part: files[names[part]] for part in configs}, {CONFIG_NAME: content}, {})
+
+
+def _renamed(name: str, suffix: str | None) -> str:
+    return str(Path(name).with_suffix(suffix)) if suffix else name
+
+
+def _diffusers_plan(configs: Configs) -> Plan:
+    texts = {DIFFUSERS_INDEX: model_index(configs), "scheduler/scheduler_config.json": SCHEDULER}
+    weights = {}
+    for part, config in configs.items():
+        folder = DIFFUSERS_FOLDERS[part]
+        weights[part] = f"{folder}/{'model' if part == 'text encoder' else 'diffusion_pytorch_model'}{SUFFIX}"
+        texts[f"{folder}/config.json"] = COMPONENT_CONFIGS[part](config)
+    if text := configs.get("text encoder"):
+        texts |= {f"tokenizer/{name}": content for name, content in tokenizer_files(text.context_length).items()}
+    return Plan(weights, texts, RENAMES)
+
+
+RENAMES: dict[str, Rename] = {
+    "unet": unet_to_diffusers,
+    "vae": vae_to_diffusers,
+    "text encoder": text_to_transformers,
+}
+COMPONENT_CONFIGS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "unet": unet_config,
+    "vae": vae_config,
+    "text encoder": text_encoder_config,
+}
+
+
+def _write_text(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def _write_weights(
+    place: Layout, part: str, path: Path, dtype: torch.dtype | None, rename: Rename | None = None
+) -> None:
+    config, weights, _ = read_network(place, part)
+    write_safetensors(path, rename(weights, config) if rename else weights, dtype)
+
+
+def _write_pickle(
+    place: Layout, part: str, path: Path, dtype: torch.dtype | None, rename: Rename | None = None
+) -> None:
+    """Through a safetensors file, as torch writes memory-mapped tensors without holding them, but converts none."""
+    temporary = path.with_suffix(f".tmp{SUFFIX}")
+    _write_weights(place, part, temporary, dtype, rename)
+    weights = read_state_dict(temporary)
+    wrapped = {"state_dict": {FIRST_STAGE + key: value for key, value in weights.items()}}
+    torch.save(wrapped if part == "vae" else weights, path)
+    temporary.unlink()

@@ -1,0 +1,98 @@
+"""Families: the published models, what they were trained on, and the settings that their authors suggest.
+
+Nothing in the weights says which model they are; names do: of the file, its folder, or the model it was made of.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+FAR = 2.0  # times more or less frames or pixels than in training are worth a warning
+
+
+@dataclass(frozen=True)
+class Family:
+    """One published model."""
+
+    name: str
+    pattern: str  # regular expression for its names, in lower case with - for _ and spaces
+    width: int  # of the clips it was trained on, in pixels
+    height: int
+    source: str  # where the numbers are from
+    num_frames: int | None = None  # None where nobody says
+    steps: int = 50
+    guidance_scale: float = 9.0
+    fps: int = 8
+    denoise: tuple[float, float] | None = None  # range for video to video, for models made for that
+
+
+CARD = "huggingface.co/cerspense/"
+OFFICIAL = "ModelScope's pipeline: 50 DDIM steps, guidance 9, 16 frames"
+
+# The first that matches counts.
+FAMILIES = (
+    Family(
+        "ZeroScope v2 XL",
+        "zeroscope-v2-?xl|zs2-xl",
+        1024,
+        576,
+        f"{CARD}zeroscope_v2_XL; denoise: as the second pass after 576w, with the same prompt",
+        24,
+        denoise=(0.66, 0.85),
+    ),
+    Family("ZeroScope v2 576w", "zeroscope-v2-576w|zs2-576w", 576, 320, f"{CARD}zeroscope_v2_576w", 24),
+    Family(
+        "ZeroScope v2 30x448x256",
+        "zeroscope-v2(-dark)?-30x448x256|zs2-448w",
+        448,
+        256,
+        f"{CARD}zeroscope_v2_30x448x256",
+        30,
+    ),
+    Family("ZeroScope v1 320s", "zeroscope-v1(-1)?-320s", 320, 320, f"{CARD}zeroscope_v1_320s", 16),
+    Family("Potat1", "potat1", 1024, 576, "huggingface.co/camenduru/potat1"),
+    Family("Animov 512x", "animov-512x", 512, 512, "huggingface.co/strangeman3107/animov-512x"),
+    Family("Animov 0.1", r"animov-0\.1", 384, 384, "huggingface.co/strangeman3107/animov-0.1.1"),
+    Family("ModelScope 1.7B", r"modelscope|text-to-video-ms|text-to-video-synthesis|ms-1\.7b", 256, 256, OFFICIAL, 16),
+)
+
+
+def family_of(names: Sequence[str]) -> Family | None:
+    """The family that the first telling name names; None where none does."""
+    for name in names:
+        plain = re.sub(r"[_ ]", "-", name.lower())
+        if found := next((family for family in FAMILIES if re.search(family.pattern, plain)), None):
+            return found
+    return None
+
+
+def summary(family: Family | None) -> str:
+    """What a user should know of a model before sampling, in three sentences."""
+    if family is None:
+        return "Which model this is cannot be told from its name. ModelScope's own was trained on 256x256, 16 frames."
+    length = f"{family.num_frames} frames" if family.num_frames else "a length that nobody tells"
+    denoise = f", denoise {family.denoise[0]} to {family.denoise[1]}" if family.denoise else ""
+    return (
+        f"{family.name}, by its name. Trained on {family.width}x{family.height}, {length}. Suggested: {family.steps} "
+        f"steps, cfg {family.guidance_scale:g}, {family.fps} frames per second{denoise}. Source: {family.source}."
+    )
+
+
+def far_from_training(family: Family | None, width: int, height: int, num_frames: int) -> str | None:
+    """A warning where a video is far in size or length from what the model was trained on, None where it is not."""
+    if family is None:
+        return None
+    problems = []
+    if not _near(width * height, family.width * family.height):
+        problems.append(f"{width}x{height} pixels, trained on {family.width}x{family.height}")
+    if family.num_frames and not _near(num_frames, family.num_frames):
+        problems.append(f"{num_frames} frames, trained on {family.num_frames}")
+    if not problems:
+        return None
+    return f"{family.name} (by its name) is asked for {' and for '.join(problems)}; expect worse pictures or motion"
+
+
+def _near(value: int, trained: int) -> bool:
+    return trained / FAR <= value <= trained * FAR

@@ -1,0 +1,237 @@
+"""Layouts: where the networks of a model lie, in every form that models of this family come in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .config import ModelConfig
+from .configuration import CONFIG_NAME, CheckpointError, read_config, read_json
+from .state_dict import read_state_dict
+
+PARTS = {"unet": "UNet", "vae": "autoencoder", "text encoder": "OpenCLIP text tower"}
+
+
+class Kind(NamedTuple):
+    mark: str  # a part of the names of its tensors
+    name: str  # what it is, in words
+    part: str = ""  # of PARTS, if it can serve as that
+
+
+# What a file is, by a part of its keys; the first match counts.
+KINDS = (
+    Kind("lora", "a LoRA"),
+    Kind("motion_modules.", "an AnimateDiff motion module"),
+    Kind("temporal_transformer.", "an AnimateDiff motion module"),
+    Kind("input_blocks.0.1.proj_in.", "a ModelScope UNet", "unet"),
+    Kind("transformer_in.", "a UNet in diffusers' format", "unet"),
+    Kind("model.diffusion_model.input_blocks.", "a Stable Diffusion checkpoint (an image model)"),
+    Kind("decoder.up_blocks.", "an autoencoder in diffusers' format", "vae"),
+    Kind("down_blocks.0.", "an image UNet in diffusers' format"),
+    Kind("first_stage_model.decoder.", "a checkpoint with an autoencoder", "vae"),
+    Kind("decoder.up.0.", "an autoencoder", "vae"),
+    Kind("resblocks.", "an OpenCLIP model", "text encoder"),
+    Kind("encoder.layers.0.", "a CLIP text model in transformers' format", "text encoder"),
+    Kind("input_blocks.", "an image UNet"),
+)
+ADD_ONS = ("a LoRA", "an AnimateDiff motion module")  # which hold names of the networks that they are made for
+
+# What to do about a part that is not there; there is no model without its UNet.
+ELSEWHERE = {
+    "unet": "",
+    "vae": ", or take the autoencoder from another file or model: "
+    "vae=PATH in Python, --vae PATH on the command line, vae in the loader node",
+    "text encoder": ", or take the text encoder from another file or model: "
+    "text_encoder=PATH in Python, --clip PATH on the command line, clip in the loader node",
+}
+
+DIFFUSERS_INDEX = "model_index.json"
+DIFFUSERS_FOLDERS = {"unet": "unet", "vae": "vae", "text encoder": "text_encoder"}
+DIFFUSERS_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+# Endings of weights in a folder of diffusers, best first: half precision, in which models run, before whole.
+DIFFUSERS_ENDINGS = (
+    ".fp16.safetensors",
+    ".safetensors.index.fp16.json",
+    ".safetensors",
+    ".safetensors.index.json",
+    ".fp16.bin",
+    ".bin.index.fp16.json",
+    ".bin",
+    ".bin.index.json",
+)
+
+ORIGINAL, DIFFUSERS, SINGLE = "modelscope", "diffusers", "file"
+LORA_FOLDER = "lora"  # where Text-To-Video-Finetuning puts a LoRA within a checkpoint-N
+
+
+@dataclass(frozen=True)
+class Part:
+    """The weights of one network: a file or the shards of one, and what the JSON that belongs to them says."""
+
+    files: tuple[Path, ...]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model as it lies on the disk, possibly without some of its parts."""
+
+    name: str  # ORIGINAL, DIFFUSERS or SINGLE
+    path: Path
+    parts: Mapping[str, Part]
+    missing: Mapping[str, str]  # part -> an error that says where it was looked for
+    config: ModelConfig | None = None  # what configuration.json says, where there is one
+    based_on: str = ""  # the model that this one was made of, if its JSON says so
+
+    def part(self, name: str) -> Part:
+        """One of PARTS; FileNotFoundError or CheckpointError, which says what to do, where it is not there."""
+        if name in self.parts:
+            return self.parts[name]
+        error = CheckpointError if self.name == SINGLE else FileNotFoundError
+        raise error(self.missing[name] + ELSEWHERE[name])
+
+
+def what_is(keys: Iterable[str]) -> str:
+    """A file's kind in words, from the names of its tensors."""
+    keys = list(keys)
+    for kind in KINDS:
+        if any(kind.mark in key for key in keys):
+            return kind.name
+    return f"unknown (its first tensor is {keys[0]})" if keys else "empty"
+
+
+def parts_in(keys: Iterable[str]) -> list[str]:
+    """The parts of a model that a file can serve as; several for a whole checkpoint."""
+    keys = list(keys)
+    found = [kind for kind in KINDS if any(kind.mark in key for key in keys)]
+    is_add_on = bool(found) and found[0].name in ADD_ONS
+    return [] if is_add_on else [part for part in PARTS if any(kind.part == part for kind in found)]
+
+
+def find_layout(path: str | Path) -> Layout:
+    """What lies at a path: a model folder of any known layout, one part's folder, or a file of weights.
+
+    Raises FileNotFoundError or CheckpointError, which say what is expected, where it is none of these.
+    """
+    path = Path(path)
+    if path.is_file():
+        return _single((path,), path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} does not exist; give a model folder or a file of weights")
+    if (path / DIFFUSERS_INDEX).is_file() or (path / "unet" / "config.json").is_file():
+        return _diffusers(path)
+    if (path / CONFIG_NAME).is_file() or any(map(find_twin, _original_files(path, ModelConfig()).values())):
+        return _original(path)
+    if files := find_diffusers_weights(path):
+        return _single(files, path)
+    raise CheckpointError(
+        f"{path} holds no model; expected {CONFIG_NAME} and weights, or a folder of diffusers{_near(path)}"
+    )
+
+
+def _near(path: Path) -> str:
+    names = sorted(
+        p.name for p in path.iterdir() if any((p / name).is_file() for name in (DIFFUSERS_INDEX, CONFIG_NAME))
+    )
+    return f". There is one in {', '.join(names)}" if names else ""
+
+
+def find_twin(named: Path) -> Path | None:
+    """The file of weights that a configuration names, or its .safetensors twin; the twin wins."""
+    return next((path for path in (named.with_suffix(".safetensors"), named) if path.is_file()), None)
+
+
+def _original_files(path: Path, config: ModelConfig) -> dict[str, Path]:
+    return {"unet": path / config.unet_file, "vae": path / config.vae_file, "text encoder": path / config.text_file}
+
+
+def _original(path: Path) -> Layout:
+    config = read_config(path) if (path / CONFIG_NAME).is_file() else None
+    parts, missing = {}, {}
+    for part, named in _original_files(path, config or ModelConfig()).items():
+        if found := find_twin(named):
+            parts[part] = Part((found,))
+        else:
+            looked = f"looked for {named} and its .safetensors twin"
+            missing[part] = f"{named.name} is missing; {looked}. Put the file there"
+    return Layout(ORIGINAL, path, parts, missing, config)
+
+
+def _diffusers(path: Path) -> Layout:
+    parts, missing = {}, {}
+    for part, name in DIFFUSERS_FOLDERS.items():
+        folder = path / name
+        if files := find_diffusers_weights(folder):
+            parts[part] = Part(files, _json(folder / "config.json"))
+        else:
+            missing[part] = f"{folder} holds no weights, such as {_stem(part)}.safetensors. Put the file there"
+    if "unet" in parts:
+        scheduler = _json(path / "scheduler" / "scheduler_config.json")
+        parts["unet"] = Part(parts["unet"].files, {**scheduler, **parts["unet"].config})  # it says what a UNet predicts
+    index = _json(path / DIFFUSERS_INDEX)
+    unet = parts["unet"].config if "unet" in parts else {}
+    return Layout(
+        DIFFUSERS, path, parts, missing, None, str(index.get("_name_or_path") or unet.get("_name_or_path") or "")
+    )
+
+
+def _stem(part: str) -> str:
+    return "model" if part == "text encoder" else "diffusion_pytorch_model"
+
+
+def find_diffusers_weights(folder: Path) -> tuple[Path, ...]:
+    """The best file of weights in a folder of one part, or its shards; none where there is none."""
+    for ending in DIFFUSERS_ENDINGS:
+        for stem in DIFFUSERS_STEMS:
+            file = folder / (stem + ending)
+            if file.is_file():
+                return _shards(file) if ending.endswith(".json") else (file,)
+    return ()
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{index} has no weight_map, the list of its shards; download it again")
+    files = tuple(index.parent / Path(str(name)).name for name in sorted(set(map(str, names.values()))))
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing; {index.name} names it as a shard. Put the file there")
+    return files
+
+
+def _single(files: tuple[Path, ...], path: Path) -> Layout:
+    keys = [key for file in files for key in read_state_dict(file)]
+    config = _beside(files[0].parent)
+    found = parts_in(keys)
+    missing = {
+        part: f"{path} is {what_is(keys)}; expected a ModelScope {name}"
+        for part, name in PARTS.items()
+        if part not in found
+    }
+    based_on = str(config.get("_name_or_path") or "")
+    return Layout(SINGLE, path, {part: Part(files, config) for part in found}, missing, None, based_on)
+
+
+def _beside(folder: Path) -> Mapping[str, Any]:
+    """What the JSON in a file's folder says of it, by the names of diffusers' config.json."""
+    if (folder / CONFIG_NAME).is_file():
+        return {"attention_head_dim": read_config(folder).unet.head_dim}
+    return _json(folder / "config.json")
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def names_of(layout: Layout) -> list[str]:
+    """What may tell which model this is: its name, that of a file's folder, and of the model it was made of."""
+    path = layout.path.absolute()
+    names = [path.name]
+    if layout.name == SINGLE:
+        names.append(path.parent.name)
+    if path.parent.name == "snapshots":  # huggingface_hub keeps a repository's files in models--NAME/snapshots/REVISION
+        names.append(path.parent.parent.name)
+    return [*names, *([layout.based_on] if layout.based_on else [])]

@@ -1,0 +1,154 @@
+"""State dict: named tensors in a file, read where they lie and written one by one; no pickle ever runs code."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import threading
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+from .configuration import CheckpointError
+
+StateDict = dict[str, Tensor]
+
+# Objects that Lightning pickles beside the weights of VQGAN_autoencoder.pth; they are replaced by empty shells.
+INERT_GLOBALS = (
+    ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+)
+
+# The names that a .safetensors header has for what weights are stored in.
+SAFETENSORS_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class _Inert:
+    def __init__(self, *_: Any): ...
+
+    def __setstate__(self, _state: Any) -> None: ...
+
+
+_INERT_TYPES: list[Any] = [type(name, (_Inert,), {"__module__": module}) for module, name in INERT_GLOBALS]
+
+
+_READING = threading.Lock()  # torch keeps one list of allowed names for the whole process
+
+
+@contextmanager
+def _inert_globals() -> Iterator[None]:
+    with _READING:
+        before = torch.serialization.get_safe_globals()
+        torch.serialization.clear_safe_globals()  # or the real class of a name could be taken instead of its shell
+        torch.serialization.add_safe_globals(_INERT_TYPES)
+        try:
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
+
+
+def read_state_dict(path: str | Path) -> StateDict:
+    """The tensors of a .safetensors file or a torch pickle, memory-mapped, out of a `state_dict` wrapper if any.
+
+    Raises CheckpointError, which says what the file is, where it holds no named tensors or cannot be read.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        start = file.read(64)
+    try:
+        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    except Exception as error:  # on broken bytes an unpickler raises nearly anything
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise
+        raise CheckpointError(f"{path} {_why_unreadable(path, start, str(error))}") from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    if not tensors:
+        what = "a list, such as a LoRA in cloneofsimo's format" if isinstance(content, list) else "no named tensors"
+        raise CheckpointError(f"{path} holds {what}; expected a checkpoint of named weights")
+    return tensors
+
+
+def read_files(files: Iterable[Path], device: torch.device | str | None = None) -> StateDict:
+    """The tensors of a file or of all the shards of one; on the device `meta`, shapes and precisions only."""
+    tensors = {key: value for file in files for key, value in read_state_dict(file).items()}
+    shapes_only = device is not None and torch.device(device).type == "meta"
+    return {key: value.to("meta") for key, value in tensors.items()} if shapes_only else tensors
+
+
+def _why_unreadable(path: Path, start: bytes, error: str) -> str:
+    if forbidden := re.search(r"GLOBAL (\S+)", error):
+        return (
+            f"holds more than weights ({forbidden[1]}) and was not opened, as a pickle can run code. "
+            "Get the weights as .safetensors, or convert the file where you trust it."
+        )
+    if start.lstrip().startswith(b"<"):
+        return "is a web page, not weights; download the raw file instead of its page"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the weights themselves; run `git lfs pull`, or download the file itself"
+    size = path.stat().st_size
+    return f"cannot be read ({size} bytes): it is damaged, cut short or no file of weights. Download it again."
+
+
+def _read_safetensors(path: Path) -> StateDict:
+    with safetensors.safe_open(path, framework="pt") as file:  # pyright: ignore[reportPrivateImportUsage]
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def _read_pickle(path: Path) -> Any:
+    with _inert_globals():
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+    """Writes a .safetensors file, holding one tensor in memory at a time beside those given.
+
+    dtype: what floating-point weights are converted to; None leaves each as it is. The format is that of
+    https://github.com/huggingface/safetensors#format: length of the header, header in JSON, bytes of the tensors.
+    """
+    stored = {key: dtype if dtype and value.is_floating_point() else value.dtype for key, value in tensors.items()}
+    keys = sorted(tensors, key=lambda key: -stored[key].itemsize)  # the widest first, so that all are aligned
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for key in keys:
+        begin, end = end, end + tensors[key].numel() * stored[key].itemsize
+        shape = list(tensors[key].shape)
+        header[key] = {"dtype": SAFETENSORS_DTYPES[stored[key]], "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with Path(path).open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for key in keys:
+            values = convert_tensor(tensors[key], stored[key], key)
+            file.write(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def convert_tensor(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """The tensor in another precision; CheckpointError, with its name, where float16 cannot hold its values."""
+    converted = tensor.to(dtype)
+    narrower = dtype is torch.float16 and tensor.dtype not in (torch.float16, torch.float8_e4m3fn)
+    if narrower and not torch.equal(converted.isfinite(), tensor.isfinite()):
+        raise CheckpointError(f"{name} has values that float16 cannot hold (above 65504); use bfloat16 or float32")
+    return converted
