@@ -1,10 +1,11 @@
 """Prompt-following benchmark: how often the demo model draws what held-out prompts say, read back by image processing.
 
-python benchmarks/prompt_following.py [--steps 50 20] [--limit 8] [--sheet sheet.png] [--video-to-video]
+python benchmarks/prompt_following.py [--steps 50 20] [--limit 8] [--sheet sheet.png] [--video-to-video | --few-steps]
 
-Writes results/prompt-following.json, or -video-to-video.json; only prints with another model or fewer than 64 prompts.
-The prompts are of scenes whose colour, shape and motion the model never saw together. A caption that names no
-background means black. The row `drawn` reads drawn clips of the same scenes: below 100 % the reader is at fault.
+Writes results/prompt-following.json, -video-to-video.json or -few-steps.json; only prints with another model or LoRA,
+or fewer than 64 prompts. The prompts are of scenes whose colour, shape and motion the model never saw together. A
+caption that names no background means black. The row `drawn` reads drawn clips of the same scenes: below 100 % the
+reader is at fault.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import platform
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +28,13 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from sdvideo_core import SDVideo, demo_model
+from sdvideo_core.demo import few_steps
 from sdvideo_core.demo.clips import COLORS, NOUNS, NUM_FRAMES, SIZE, UNSEEN, Scene, caption, draw_clip, scenes
 from sdvideo_core.demo.reading import Reading, read_scene
 from sdvideo_core.frames import video_to_images
 
 GUIDANCE_SCALE = 2.0
-STEPS, VIDEO_STEPS = (50, 20), (20,)
+STEPS, VIDEO_STEPS, FEW_STEPS = (50, 20), (20,), (4,)
 STRENGTH = 0.7
 PROMPTS, MIN_PROMPTS = 128, 64
 SEED = 0  # of the choice of scenes, captions and drawn clips; a video's own seed is its prompt's number
@@ -93,18 +96,16 @@ def other_color(scene: Scene, rng: np.random.Generator) -> str:
     return str(rng.choice([c for c in COLORS if c != scene.color and (scene.background, c) not in UNSEEN]))
 
 
-def generate(model: SDVideo, case: Case, seed: int, steps: int, guidance_scale: float) -> np.ndarray:
+def generate(model: SDVideo, case: Case, seed: int, steps: int, sampling: Mapping[str, Any]) -> np.ndarray:
     source = case.source
     video = model(
         case.text,
-        guidance_scale=guidance_scale,
-        timesteps=steps,
         image_size=(SIZE, SIZE),
         num_frames=NUM_FRAMES,
         initial_frames=None if source is None else [Image.fromarray(frame) for frame in source],
         t_start=None if source is None else round(STRENGTH * steps),
-        eta=0.0,
         seed=seed,
+        **{**sampling, "timesteps": steps},
     )
     return np.stack([np.asarray(image) for image in video_to_images(video)])
 
@@ -175,8 +176,8 @@ def measure_text(model: SDVideo, args: argparse.Namespace) -> tuple[dict[str, ob
     drawn = run_cases(lambda case, _: draw_clip(case.scene, rng), cases, "drawn")
     result: dict[str, object] = {"drawn": summary(cases, drawn.readings)}
     rows = []
-    for steps in args.steps or STEPS:
-        run = run_cases(lambda c, s, n=steps: generate(model, c, s, n, args.guidance_scale), cases, f"{steps} steps")
+    for steps in args.steps or (FEW_STEPS if args.few_steps else STEPS):
+        run = run_cases(lambda c, s, n=steps: generate(model, c, s, n, sampling(args)), cases, f"{steps} steps")
         result[f"{steps} steps"] = {"seconds": seconds(run), **summary(cases, run.readings)}
         rows = rows or [(cases[i].text, run.videos[i]) for i in one_of_each(case.scene.motion for case in cases)]
     return result, rows
@@ -188,12 +189,16 @@ def measure_video(model: SDVideo, args: argparse.Namespace) -> tuple[dict[str, o
     for steps in args.steps or VIDEO_STEPS:
         for name, cases in video_cases(args.limit).items():
             what = f"{steps} steps, {name}"
-            run = run_cases(lambda c, s, n=steps: generate(model, c, s, n, args.guidance_scale), cases, what)
+            run = run_cases(lambda c, s, n=steps: generate(model, c, s, n, sampling(args)), cases, what)
             result[what] = {"seconds": seconds(run), **summary_of_change(cases, run.readings)}
             if not rows:
                 for i in one_of_each(case.scene.motion for case in cases):
                     rows += [("drawn", sources(cases)[i]), (cases[i].text, run.videos[i])]
     return result, rows
+
+
+def sampling(args: argparse.Namespace) -> Mapping[str, Any]:
+    return few_steps.SAMPLING if args.few_steps else {"guidance_scale": args.guidance_scale}
 
 
 def summary_of_change(cases: list[Case], readings: list[Reading]) -> dict[str, object]:
@@ -242,6 +247,7 @@ def draw_sheet(rows: list[tuple[str, np.ndarray]]) -> Image.Image:
 
 def report(args: argparse.Namespace, result: dict[str, object]) -> dict[str, object]:
     kind = "video to video with a new colour" if args.video_to_video else "text to video"
+    kind += " with the few-step LoRA" if args.few_steps else ""
     name = args.model.name if args.model else "demo model"
     return {
         "what": f"{name}, {kind}, {args.limit} held-out prompts, {NUM_FRAMES} frames at {SIZE} px",
@@ -249,7 +255,7 @@ def report(args: argparse.Namespace, result: dict[str, object]) -> dict[str, obj
         "threads": torch.get_num_threads(),
         "amp": args.amp,
         "torch": torch.__version__,
-        "guidance_scale": args.guidance_scale,
+        "guidance_scale": sampling(args)["guidance_scale"],
         **result,
     }
 
@@ -262,16 +268,21 @@ def main() -> None:
     parser.add_argument("--guidance-scale", type=float, default=GUIDANCE_SCALE)
     parser.add_argument("--amp", action="store_true", help="mixed precision")
     parser.add_argument("--video-to-video", action="store_true", help="give drawn clips another colour")
+    parser.add_argument("--few-steps", action="store_true", help="with the demo model's few-step LoRA")
+    parser.add_argument("--lora", type=Path, default=few_steps.LORA, help="another file in its place")
     parser.add_argument("--sheet", type=Path, help="write a picture of some videos here")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     model = SDVideo(args.model or demo_model(), args.device, amp=args.amp)
+    if args.few_steps:
+        model.load_lora(args.lora)
     result, rows = (measure_video if args.video_to_video else measure_text)(model, args)
     if args.sheet:
         draw_sheet(rows).save(args.sheet)
     text = json.dumps(report(args, result), indent=2)
-    if not args.model and args.limit >= MIN_PROMPTS:
-        name = "prompt-following-video-to-video" if args.video_to_video else "prompt-following"
+    if not args.model and args.lora == few_steps.LORA and args.limit >= MIN_PROMPTS:
+        kind = "-video-to-video" if args.video_to_video else "-few-steps" if args.few_steps else ""
+        name = f"prompt-following{kind}"
         (Path(__file__).parent / "results" / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     print(text)  # noqa: T201
 

@@ -2,10 +2,10 @@
 
 python benchmarks/training_memory.py    writes results/training-memory.json and prints its table
 
-The estimate counts, without computing (on torch's fake tensors, which are meta tensors that autocast applies to): weights, gradients, AdamW's two moments, and the tensors
-that the forward pass keeps for the backward pass; with checkpointing, those of the largest stage are kept once more
-while it is computed again. The measurement is the growth of a fresh process's memory over two steps. Linux only, for
-memory is read from /proc.
+The estimate counts, without computing, weights, gradients, AdamW's two moments, and the tensors that the forward pass
+keeps for the backward pass (on torch's fake tensors: meta tensors that autocast applies to). With checkpointing, those
+of the largest stage are kept once more while it is computed again. The measurement is the growth of a fresh process's
+memory over two steps. Linux only, for memory is read from /proc.
 """
 
 from __future__ import annotations

@@ -80,6 +80,7 @@ def test_loralib_reads_what_is_written_for_the_webui(tmp_path):
     for name in lora_makers.LAYERS:
         out, width, *kernel = lora_makers.shape_of(name)
         a, b = (tensors[f"{lora_makers.own_name(name)}.lora_{part}"] for part in "AB")
+        assert a.ndim == b.ndim == (3 if "proj_" in name else 2)  # the webui takes the last axis of projections off
         if "proj_" in name:
             a, b = a.squeeze(-1), b.squeeze(-1)
         if len(kernel) == 3:
