@@ -18,6 +18,7 @@ from .unet import UNetSD
 if TYPE_CHECKING:
     from .text_encoder import TextEncoder
 
+GUIDANCE_LAYER = "cond_proj"  # see UNetSD.add_guidance_embedding
 # The layers that OpenCLIP has as one, in_proj_weight, in the order of its rows.
 FUSED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
@@ -38,17 +39,27 @@ class LoRAWeights:
     """
 
     def __init__(self, unet: UNetSD, text_encoder: TextEncoder):
-        self._layers = Layers.of(unet, text_encoder)
-        self._slots = {path: Slot(layer.weight, slice(None)) for path, layer in adaptable(unet).items()}
-        self._slots |= {path: _text_slot(text_encoder, path) for path in self._layers.text}
+        self._unet, self._text_encoder = unet, text_encoder
+        self._survey()
+        self._has_guidance_layer = unet.cond_proj is not None
         self._loaded: list[tuple[float, Mapping[str, Pair]]] = []
         self._base: dict[Tensor, Tensor] = {}
+
+    def _survey(self) -> None:
+        self._layers = Layers.of(self._unet, self._text_encoder)
+        self._slots = {path: Slot(layer.weight, slice(None)) for path, layer in adaptable(self._unet).items()}
+        self._slots |= {path: _text_slot(self._text_encoder, path) for path in self._layers.text}
 
     def add(self, path: str | Path, strength: float = 1.0) -> LoRAReport:
         """Reads a LoRA and lets it act; strength 0 changes nothing. Raises as `read_lora` and `LoRAFile.match` do."""
         if not math.isfinite(strength):
             raise ValueError(f"LoRA strength={strength}; expected a number, such as 1.0")
-        match = read_lora(path).match(self._layers)
+        file = read_lora(path)
+        match = file.match(self._layers)
+        if any(GUIDANCE_LAYER in name for name in match.report.unused):  # T2V-Turbo's brings a layer of its own
+            self._unet.add_guidance_embedding()
+            self._survey()
+            match = file.match(self._layers)
         if strength != 0:
             self._loaded.append((strength, {**match.unet, **match.text}))
             self._write({self._slots[path].parameter for path in self._loaded[-1][1]})
@@ -60,6 +71,9 @@ class LoRAWeights:
             parameter, weight = self._base.popitem()
             parameter.data = weight.to(parameter.device)
         self._loaded.clear()
+        if not self._has_guidance_layer:
+            self._unet.cond_proj = None
+        self._survey()
 
     @torch.no_grad()
     def _write(self, parameters: Iterable[Tensor]) -> None:

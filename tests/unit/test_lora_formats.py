@@ -153,20 +153,22 @@ def turbo_list(folder: Path) -> tuple[Path, list[str]]:
     return lora_makers.listed(folder, names, list(ones), "unet_lora.pt")[0], names
 
 
-def test_the_guidance_embedding_of_t2v_turbo_is_named(tmp_path, loras):
+@pytest.mark.parametrize("has_layer", [False, True])
+def test_the_guidance_embedding_of_t2v_turbo_is_part_of_it(tmp_path, encoder, has_layer):
     path, names = turbo_list(tmp_path)
     assert names[2] == "time_embedding.cond_proj"
-    report = loras.add(path)
-    assert report.unused == ["time_embedding.cond_proj"]
-    assert sorted(report.applied) == sorted(lora_makers.own_name(name) for name in names if name != names[2])
-
-
-def test_the_guidance_embedding_is_applied_where_the_unet_has_one(tmp_path, encoder):
     unet = make_unet()
-    unet.add_guidance_embedding().requires_grad_(False)
-    report = LoRAWeights(unet, encoder).add(turbo_list(tmp_path)[0])
+    if has_layer:
+        unet.add_guidance_embedding().requires_grad_(False)
+    loras = LoRAWeights(unet, encoder)
+    report = loras.add(path)
     assert report.unused == []
+    others = [lora_makers.own_name(name) for name in names if name != names[2]]
+    assert sorted(report.applied) == sorted([*others, "cond_proj"])
     assert torch.equal(unet.cond_proj.weight, torch.full((32, 256), 2.0, dtype=torch.float64))
+    loras.remove()
+    assert (unet.cond_proj is not None) == has_layer
+    assert not has_layer or not unet.cond_proj.weight.any()
 
 
 def test_a_layer_of_a_list_that_fits_nowhere_is_told_by_its_number(tmp_path, loras):
