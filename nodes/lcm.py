@@ -21,7 +21,7 @@ class SDVideoModelSamplingLCM(io.ComfyNode):
             search_aliases=["lcm", "mcm", "t2v-turbo", "few steps", "ModelSamplingDiscrete"],
             inputs=[
                 io.Model.Input("model", tooltip="A model with a few-step LoRA."),
-                io.Int.Input("original_timesteps", default=50, min=1, max=1000, tooltip=ORIGINAL_TIMESTEPS),
+                io.Int.Input("original_timesteps", default=50, min=1, max=500, tooltip=ORIGINAL_TIMESTEPS),
                 io.Float.Input(
                     "timestep_scaling",
                     default=4.0,
@@ -52,7 +52,7 @@ class SDVideoLCMScheduler(io.ComfyNode):
             search_aliases=["lcm", "sigmas", "mcm", "t2v-turbo", "few steps"],
             inputs=[
                 io.Int.Input(
-                    "steps", default=4, min=1, max=1000, tooltip="4 is usual, up to 8; at most original_timesteps."
+                    "steps", default=4, min=1, max=500, tooltip="4 is usual, up to 8; at most original_timesteps."
                 ),
                 io.Float.Input(
                     "denoise",
@@ -62,7 +62,7 @@ class SDVideoLCMScheduler(io.ComfyNode):
                     step=0.01,
                     tooltip="Video to video: share of the steps that run. Lower keeps more of the frames.",
                 ),
-                io.Int.Input("original_timesteps", default=50, min=1, max=1000, tooltip=ORIGINAL_TIMESTEPS),
+                io.Int.Input("original_timesteps", default=50, min=1, max=500, tooltip=ORIGINAL_TIMESTEPS),
                 io.Combo.Input(
                     "grid",
                     options=["strided", "even"],

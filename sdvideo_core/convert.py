@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import LOADERS, read_network
+from .checkpoint import LOADERS, check_parts, read_network
 from .config import ModelConfig
 from .configuration import CONFIG_NAME, configuration
 from .diffusers_folder import SCHEDULER, model_index, text_encoder_config, tokenizer_files, unet_config, vae_config
@@ -71,9 +71,13 @@ def convert(
         raise FileExistsError(f"{target} is there already; give another name, or remove it first")
     places = _places(find_layout(source), vae, text_encoder)
     alone = layout == SAFETENSORS and target.suffix == SUFFIX
+    if alone and (vae or text_encoder):
+        raise ValueError(f"{target} is one file, which holds a UNet; leave vae and text_encoder out, or name a folder")
     if alone:
         places = {"unet": places["unet"]}
     configs = {part: LOADERS[part](place, device="meta").config for part, place in places.items()}
+    if len(configs) == len(PARTS):
+        check_parts(configs["unet"], configs["vae"], configs["text encoder"], source)
     if alone:
         with whole_file(target) as file:
             _write_weights(places["unet"], "unet", file, dtype)
@@ -158,4 +162,5 @@ def _write_pickle(
     weights = read_state_dict(temporary)
     wrapped = {"state_dict": {FIRST_STAGE + key: value for key, value in weights.items()}}
     torch.save(wrapped if part == "vae" else weights, path)
+    del weights, wrapped  # Windows deletes no file that is mapped
     temporary.unlink()

@@ -60,6 +60,10 @@ class LCM:
 
     def timesteps(self, schedule: NoiseSchedule, num_steps: int, t_start: int | None = None) -> list[int]:
         """num_steps timesteps, 1..original_steps, noisiest first; only the last t_start of them."""
+        if not 1 <= self.original_steps <= schedule.num_timesteps // 2:
+            raise ValueError(
+                f"original_steps={self.original_steps}; expected 1..{schedule.num_timesteps // 2}, and 50 is usual"
+            )
         if not 1 <= num_steps <= self.original_steps:
             raise ValueError(
                 f"timesteps={num_steps}; LCM takes 1..{self.original_steps} steps, those that the model was distilled "

@@ -11,6 +11,7 @@ from typing import Any
 import folder_paths
 from comfy.cli_args import args
 
+from ...sdvideo_core.config import ModelConfig
 from ...sdvideo_core.configuration import CONFIG_NAME
 from ...sdvideo_core.demo import EXAMPLES, demo_model
 from ...sdvideo_core.layouts import DIFFUSERS_INDEX
@@ -23,6 +24,7 @@ DEPTHS = ("", "*/", "*/*/")
 # What a folder holds that is a model as a whole; other files of weights are models of their own.
 MODEL_MARKS = (CONFIG_NAME, DIFFUSERS_INDEX, "unet/config.json", "text2video_pytorch_model.*")
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+PART_STEMS = {Path(name).stem for name in (ModelConfig.unet_file, ModelConfig.vae_file, ModelConfig.text_file)}
 
 OWN = "the model's own"
 PART_FOLDERS = {"vae": ("vae", "checkpoints"), "clip": ("text_encoders",)}
@@ -39,7 +41,9 @@ def model_directories() -> dict[str, Path]:
     for root in map(Path, reversed(folder_paths.get_folder_paths(MODEL_FOLDER))):
         folders = set(_model_folders(root))
         files = (path for depth in DEPTHS for suffix in WEIGHT_SUFFIXES for path in root.glob(f"{depth}*{suffix}"))
-        alone = {path for path in files if folders.isdisjoint(path.parents)}
+        # A model right in the root owns its three files there, not what else lies beside them.
+        alone = {path for path in files if (folders - {root}).isdisjoint(path.parents)}
+        alone -= {path for path in alone if root in folders and path.parent == root and path.stem in PART_STEMS}
         found |= {path.relative_to(root).as_posix(): path for path in folders | alone}
     found = dict(sorted(found.items()))
     with contextlib.suppress(FileNotFoundError):  # installed without it, to save space

@@ -42,7 +42,7 @@ class Distillation:
     def sampling(self) -> dict[str, Any]:
         """How a model with the LoRA is called."""
         lcm = LCM(self.timestep_scaling, self.num_timesteps)
-        return {"guidance_scale": 1.0, "timesteps": FEW_STEPS, "sampler": lcm}
+        return {"guidance_scale": 1.0, "timesteps": min(FEW_STEPS, self.num_timesteps), "sampler": lcm}
 
 
 Teacher = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (x, timesteps) -> eps with the prompt, eps without

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -114,6 +114,9 @@ class SDVideoTrainer:
         self._check_precision()
         if self.distillation and self.lora_rank is None:
             raise ValueError("distillation makes a LoRA and lora_rank is None; set lora_rank, such as 64")
+        for name in ("noise_offset", "min_snr_gamma", "snr_floor"):
+            if self.distillation and getattr(self, name):
+                raise ValueError(f"{name}={getattr(self, name)} has no part in distillation; leave it out")
         _check_counts(epochs=self.epochs, gradient_accumulation=self.gradient_accumulation)
         for name in ("unconditional_ratio", "start_noise"):
             if not 0 <= getattr(self, name) <= 1:
@@ -296,6 +299,7 @@ class _Run:
             "batches": len(t.dataloader),
             "processes": self.accelerator.num_processes,
             **{name: getattr(t, name) for name in SAME_IN_A_RUN},
+            "distillation": asdict(t.distillation) if t.distillation else None,
         }
         state = newest_state(self.states) if t.load_state is True else t.load_state
         progress = load_state(self.accelerator, Path(state), settings, self.ema) if state else Progress(settings)

@@ -6,7 +6,6 @@ Shapes are left out: in 10 steps they stay uneven.
 import pytest
 
 from sdvideo_core.demo.reading import read_scene
-from tests.comfy.comfy_child import call_in_comfy
 
 SIZE, NUM_FRAMES, STEPS, CFG = 96, 8, 10, 2.0
 SAMPLER, SCHEDULER = "dpmpp_2m", "simple"  # with every scheduler, and with every sampler
@@ -45,10 +44,8 @@ def videos_in_comfy(no_models, sampler_prompt, scheduler_prompt):
 
 
 @pytest.fixture(scope="module")
-def videos(comfy_job, tmp_path_factory):
-    both_cores = {**comfy_job, "environment": {**comfy_job["environment"], "OMP_NUM_THREADS": "2"}}
-    return call_in_comfy(
-        both_cores,
+def videos(in_comfy, tmp_path_factory):
+    return in_comfy(
         videos_in_comfy,
         no_models=str(tmp_path_factory.mktemp("no_models")),
         sampler_prompt=SAMPLERS_DRAW[0],
