@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,7 +33,11 @@ def path_and_strength(text: str) -> tuple[str, float]:
     path, _, strength = text.rpartition(":")
     try:
         return (path, float(strength)) if path else (text, 1.0)
-    except ValueError:
+    except ValueError as error:
+        if Path(path).exists() and not strength.startswith(("/", "\\")) and not Path(text).exists():
+            raise argparse.ArgumentTypeError(
+                f"the strength of {path} is {strength!r}; expected a number, such as {path}:0.8"
+            ) from error
         return text, 1.0
 
 
@@ -45,10 +50,11 @@ def load_loras(model: SDVideo, args: argparse.Namespace) -> SDVideo:
 def add_commands(commands: Any, command: Command) -> None:
     parser = command(commands, convert_lora, "write a LoRA of any format in another one")
     parser.add_argument("source", help="a LoRA's file or folder")
-    parser.add_argument("destination", help="a .safetensors file, or for peft a folder that is not there yet")
+    parser.add_argument("destination", help="a .safetensors file, or for peft a folder, that is not there yet")
     parser.add_argument("--format", default=FORMATS[0], choices=FORMATS, help="kohya is for ComfyUI")
     parser.add_argument("--dtype", default=DTYPES[0], choices=DTYPES, help="precision of the weights")
     parser.add_argument("--model", metavar="DIR", help="the model it is for, if not of the usual size")
+    parser.set_defaults(lighter="a machine with more free memory")
 
 
 def convert_lora(args: argparse.Namespace) -> None:
@@ -62,7 +68,14 @@ def convert_lora(args: argparse.Namespace) -> None:
 
 
 def _layers(model: str) -> Layers:
+    """Those of a model; where it comes without a text encoder, those of the usual one."""
     from .checkpoint import load_text_encoder, load_unet
+    from .config import TextConfig
+    from .layouts import find_layout
     from .lora_layers import Layers
 
-    return Layers.of(load_unet(model, device="meta"), load_text_encoder(model, device="meta"))
+    layout = find_layout(model)
+    unet = load_unet(layout, device="meta")
+    if "text encoder" not in layout.parts:
+        return Layers.of(unet).with_text_tower(TextConfig())
+    return Layers.of(unet, load_text_encoder(layout, device="meta"))

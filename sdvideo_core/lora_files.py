@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,13 @@ import safetensors
 import torch
 from torch import Tensor
 
+from .config import TextConfig
 from .configuration import CheckpointError
 from .layouts import what_is
-from .lora_formats import ALPHA, ENDINGS, FORMATS, LORALIB, SIGNS, Pair, Stored, check_pairs, refuse
+from .lora_formats import ALPHA, ENDINGS, FORMATS, LORALIB, SIGNS, Pair, Stored, check_pairs, fits, refuse, some_of
 from .lora_layers import COND_PROJ, Layers, places_by_name, places_by_shape
-from .state_dict import StateDict, read_state_dict
+from .lora_peft import PeftConfig, read_peft_config
+from .state_dict import StateDict, check_pickle, read_state_dict
 
 # What LoRAs of other models are told by.
 OTHERS = (
@@ -34,8 +35,11 @@ FOLDER_FILES = tuple(
     f"{stem}.{kind}" for stem in ("adapter_model", "pytorch_lora_weights") for kind in ("safetensors", "bin")
 )
 TEXT_FOLDER = "text_encoder"
-PEFT_CONFIG = "adapter_config.json"
-DIFFUSERS_CONFIG = "lora_adapter_metadata"  # a key of the metadata of a .safetensors file
+
+# How the names of a text encoder's layers begin, also of one of another size.
+TEXT_SIGN = re.compile(r"(^|[._])(te\d?|text_model|text_encoders?|resblocks)[._]")
+FEW_STEPS = 4  # what few-step LoRAs are made for
+OWN_METADATA = "sdvideo."  # what SDVideo says of a LoRA in a .safetensors file begins so
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,15 @@ class LoRAReport:
     format: str  # of FORMATS
     applied: list[str]  # module paths: UNetSD's, and transformers' of the text tower
     unused: list[str]  # names of tensors; in a list without names, of layers
+    idle: int = 0  # how many unused layers are of the text encoder's last block
 
     def __str__(self) -> str:
-        unused = f"; not used ({len(self.unused)}): {', '.join(self.unused)}" if self.unused else ""
-        return f"{self.path}, {FORMATS[self.format]}: {len(self.applied)} layers applied{unused}"
+        said = f"{self.path}, {FORMATS[self.format]}: {len(self.applied)} layers applied"
+        if self.unused:
+            said += f"; not used ({len(self.unused)}): {some_of(self.unused)}"
+        if self.idle:
+            said += f"; {self.idle} layers are of the text encoder's last block, which these models never run"
+        return said
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ class LoRAFile:
     format: str
     layers: dict[str, Stored]
     others: list[str]  # names of tensors that belong to no layer
+    metadata: Mapping[str, str] = field(default_factory=dict)  # SDVideo's own, such as how to sample with it
 
     def places(self, layers: Layers) -> dict[str, str]:
         """Name in the file -> module path, where there is one."""
@@ -84,10 +94,12 @@ class LoRAFile:
         names = {path: name for name, path in places.items() if path in shapes}
         pairs = {path: self.layers[names[path]].fit(path, shapes[path]) for path in shapes if path in names}
         if not pairs:
-            raise CheckpointError(self._why_not_ours())
+            raise CheckpointError(self._why_not_ours(layers))
         check_pairs(pairs, shapes, self.path)
         left = [name for name in self.layers if name not in names.values()]
-        report = LoRAReport(str(self.path), self.format, list(pairs), [*self._labels(left, places), *self.others])
+        unused = [*self._labels(left, places), *self.others]
+        idle = sum(places.get(name) in layers.idle for name in left)
+        report = LoRAReport(str(self.path), self.format, list(pairs), unused, idle)
         unet, text = (
             {path: pair for path, pair in pairs.items() if path in part} for part in (layers.unet, layers.text)
         )
@@ -99,15 +111,28 @@ class LoRAFile:
         shapes = {name: (len(self.layers[name].up), *self.layers[name].down.shape[1:]) for name in names}
         return [COND_PROJ.get(places.get(name, ""), f"{name} {shape}") for name, shape in shapes.items()]
 
-    def _why_not_ours(self) -> str:
-        names = list(self.layers)
-        other = next((model for sign, model in OTHERS if any(re.search(sign, name) for name in names)), None)
-        whose = f"for {other}" if other else "of another model"
+    @property
+    def other_model(self) -> str | None:
+        """The one of OTHERS that the names are of."""
+        return next((model for sign, model in OTHERS if any(re.search(sign, name) for name in self.layers)), None)
+
+    def _why_not_ours(self, layers: Layers) -> str:
+        names, kind = list(self.layers), FORMATS[self.format]
         examples = ", ".join([*names[:2], "..."] if len(names) > 2 else names)
+        if not layers.text and self._is_for_text(layers):
+            return (
+                f"{self.path} is {kind} for the text encoder only, and there is none here to apply its {len(names)} "
+                f"layers ({examples}) to; connect clip in ComfyUI, or use SDVideo.load_lora in Python"
+            )
+        whose = f"for {self.other_model}" if self.other_model else "of another model"
         return (
-            f"{self.path} is {FORMATS[self.format]} {whose}: none of its {len(names)} layers ({examples}) is one of "
+            f"{self.path} is {kind} {whose}: none of its {len(names)} layers ({examples}) is one of "
             "this model's; expected a LoRA for ModelScope, ZeroScope or a relative"
         )
+
+    def _is_for_text(self, layers: Layers) -> bool:
+        places = self.places(layers.with_text_tower(TextConfig()))
+        return len(places) == len(self.layers) and layers.unet.keys().isdisjoint(places.values())
 
 
 def read_lora(path: str | Path) -> LoRAFile:
@@ -122,7 +147,7 @@ def read_lora(path: str | Path) -> LoRAFile:
         raise FileNotFoundError(f"{path} is not a file; expected a LoRA")
     tensors, metadata = _read(path)
     form = _format(tensors)
-    config = _peft_config(path, metadata) if form in ("peft", "diffusers") else {}
+    config = read_peft_config(path, metadata) if form in ("peft", "diffusers") else PeftConfig({})
     layers = dict(_layers(tensors, config, path))
     if not layers:
         raise CheckpointError(
@@ -130,7 +155,8 @@ def read_lora(path: str | Path) -> LoRAFile:
             "with names such as lora_unet_input_blocks_0_0.lora_down.weight"
         )
     used = {key for stored in layers.values() for key in stored.keys}
-    return LoRAFile(path, form, layers, [key for key in tensors if key not in used])
+    own = {key: text for key, text in metadata.items() if key.startswith(OWN_METADATA)}
+    return LoRAFile(path, form, layers, [key for key in tensors if key not in used], own)
 
 
 def _read_folder(folder: Path) -> LoRAFile:
@@ -143,24 +169,41 @@ def _read_folder(folder: Path) -> LoRAFile:
         raise FileNotFoundError(f"{folder} holds no LoRA; expected one of {', '.join(FOLDER_FILES)} in it")
     layers = {f"{prefix}.{name}".lstrip("."): s for prefix, part in parts.items() for name, s in part.layers.items()}
     others = [key for part in parts.values() for key in part.others]
-    return LoRAFile(folder, next(iter(parts.values())).format, layers, others)
+    metadata = {key: text for part in parts.values() for key, text in part.metadata.items()}
+    return LoRAFile(folder, next(iter(parts.values())).format, layers, others, metadata)
 
 
 def describe_lora(path: str | Path, layers: Layers | None = None) -> dict[str, Any]:
     """What a LoRA is, as plain values: its format, ranks, and how many layers of a model, full-size by default, it has.
 
-    Raises as `read_lora` does.
+    `for` says whose it is where it is not for that model; then its layers are counted by their names alone. `metadata`
+    is what SDVideo wrote into it, and `sample with` the options that a few-step LoRA wants. Raises as `read_lora` does.
     """
     file, layers = read_lora(path), layers or Layers.full_size()
-    places = file.places(layers).values()
     ranks = {len(stored.down) for stored in file.layers.values() if stored.ending != LORALIB}
     ranks = ranks or {min(len(stored.down) for stored in file.layers.values())}  # loralib's grow with the kernel
-    counts = {
-        "layers": len(file.layers),
-        "unet layers": sum(path in layers.unet for path in places),
-        "text encoder layers": sum(path in layers.text for path in places),
-    }
-    return {"path": str(path), "is": FORMATS[file.format], "ranks": sorted(ranks), **counts}
+    report = {"path": str(path), "is": FORMATS[file.format], "ranks": sorted(ranks), "layers": len(file.layers)}
+    return report | _parts(file, layers) | _settings(file.metadata)
+
+
+def _parts(file: LoRAFile, layers: Layers) -> dict[str, Any]:
+    places, shapes = file.places(layers), layers.known
+    pairs = {path: file.layers[name].fit(path, shapes[path]) for name, path in places.items()}
+    if pairs and all(fits(pair, shapes[path]) for path, pair in pairs.items()):
+        unet, text = (sum(path in part for path in pairs) for part in ({**layers.unet, **COND_PROJ}, layers.text))
+        return {"unet layers": unet, "text encoder layers": text, "unused layers": len(file.layers) - unet - text}
+    whose = file.other_model or ("a model of another size" if pairs else "another model, or one of another size")
+    text = sum(bool(TEXT_SIGN.search(name)) for name in file.layers)
+    return {"for": whose, "unet layers": len(file.layers) - text, "text encoder layers": text}
+
+
+def _settings(metadata: Mapping[str, str]) -> dict[str, Any]:
+    report: dict[str, Any] = {"metadata": dict(metadata)} if metadata else {}
+    points = metadata.get(f"{OWN_METADATA}lcm_timesteps", "")
+    if re.fullmatch("[1-9][0-9]{0,2}", points):
+        steps = min(FEW_STEPS, int(points))
+        report["sample with"] = f"--sampler lcm --steps {steps} --cfg 1 --lcm-original-steps {points}"
+    return report
 
 
 def _format(tensors: StateDict) -> str:
@@ -169,36 +212,34 @@ def _format(tensors: StateDict) -> str:
 
 def _read(path: Path) -> tuple[StateDict, dict[str, str]]:
     """The tensors of a file by name, those of a list as `layer 1` and so on; and the file's metadata."""
+    if path.suffix != ".safetensors":
+        return _read_pickle(path), {}
     metadata: dict[str, str] = {}
-    if path.suffix == ".safetensors":
-        with (
-            suppress(safetensors.SafetensorError),  # read_state_dict says more of what is wrong
-            safetensors.safe_open(path, framework="pt") as file,  # pyright: ignore[reportPrivateImportUsage]
-        ):
-            metadata = file.metadata() or {}
-            if not file.keys():
-                raise CheckpointError(_nothing_in(path))
-    elif tensors := _read_list(path):
-        return tensors, metadata
+    with (
+        suppress(safetensors.SafetensorError),  # read_state_dict says more of what is wrong
+        safetensors.safe_open(path, framework="pt") as file,  # pyright: ignore[reportPrivateImportUsage]
+    ):
+        metadata = file.metadata() or {}
+        if not file.keys():
+            raise CheckpointError(_nothing_in(path))
     return read_state_dict(path), metadata
 
 
-def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What PEFT says of ranks and alphas: in a file beside the weights, or, where diffusers wrote it, within."""
-    beside = path.with_name(PEFT_CONFIG)
-    is_beside = beside.is_file() and DIFFUSERS_CONFIG not in metadata
-    text = beside.read_text(encoding="utf-8") if is_beside else metadata.get(DIFFUSERS_CONFIG, "{}")
+def _read_pickle(path: Path) -> StateDict:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{beside if is_beside else path} has a broken configuration ({error})") from error
+        return read_state_dict(path)
+    except CheckpointError:
+        if (tensors := _read_list(path)) is None:
+            raise
+        return tensors
 
 
 def _read_list(path: Path) -> StateDict | None:
     """What a list [up, down, up, down, ...] holds; None where the file is anything else."""
+    check_pickle(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # on broken bytes an unpickler raises nearly anything; read_state_dict says what is wrong
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception:  # on broken bytes an unpickler raises nearly anything; read_state_dict said what is wrong
         return None
     if isinstance(content, list | dict) and not content:
         raise CheckpointError(_nothing_in(path))
@@ -218,7 +259,7 @@ def _nothing_in(path: Path) -> str:
     return f"{path}: this LoRA contains no tensors; download it again, or get another file"
 
 
-def _layers(tensors: StateDict, config: dict[str, Any], source: Path) -> Iterator[tuple[str, Stored]]:
+def _layers(tensors: StateDict, config: PeftConfig, source: Path) -> Iterator[tuple[str, Stored]]:
     """Name -> what is stored under it, in the order of the file."""
     found: dict[str, tuple[str, str]] = {}
     for key in tensors:
@@ -235,16 +276,4 @@ def _layers(tensors: StateDict, config: dict[str, Any], source: Path) -> Iterato
         if name in alphas:
             yield name, Stored(down, up, float(alphas[name].item()), ending, (*used, name + ALPHA))
         else:
-            yield name, Stored(down, up, _alpha(config, name, down.shape[:1].numel()), ending, used)
-
-
-def _alpha(config: Mapping[str, Any], name: str, rank: int) -> float:
-    """What PEFT's configuration says of a layer, or its rank, a scale of 1. diffusers puts the network's name first."""
-    prefix = next((prefix for prefix in ("unet.", "text_encoder.") if name.startswith(prefix)), "")
-    patterns = config.get(f"{prefix}alpha_pattern") or config.get("alpha_pattern") or {}
-    alpha = config.get(f"{prefix}lora_alpha", config.get("lora_alpha"))
-    rank_stabilized = config.get(f"{prefix}use_rslora", config.get("use_rslora"))
-    alpha = next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)), alpha)
-    if alpha is None:
-        return float(rank)
-    return alpha * math.sqrt(rank) if rank_stabilized else float(alpha)
+            yield name, Stored(down, up, config.alpha_of(name, down.shape[:1].numel()), ending, used)

@@ -8,7 +8,7 @@ becomes W + strength * alpha / rank * up @ down (Hu et al. 2021, eq. 3).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,6 +47,8 @@ ENDINGS = (
     (PEFT_EMBEDDING := (".lora_embedding_A", ".lora_embedding_B")),
 )
 ALPHA = ".alpha"
+
+MOST_NAMED = 5  # in a message
 
 
 class Pair(NamedTuple):
@@ -111,17 +113,30 @@ def at_least_float32(values: Tensor) -> Tensor:
 
 
 def check_pairs(pairs: Mapping[str, Pair], shapes: Mapping[str, Shape], source: str | Path) -> None:
-    """Raises CheckpointError, naming every layer, unless each pair's product has the shape of its layer's weight."""
-    problems = []
-    for path, (down, up, _) in pairs.items():
-        shape = shapes[path]
-        fits = down.ndim > 1 and up.ndim > 1 and 0 < len(down) == up[0].numel()
-        if not fits or down[0].numel() != math.prod(shape[1:]) or len(up) != shape[0]:
-            got = f"down {tuple(down.shape)} and up {tuple(up.shape)}"
-            problems.append(f"{path} has {got}, expected a product of shape {shape}")
+    """Raises CheckpointError, naming the layers, unless each pair's product has the shape of its layer's weight."""
+    wrong = {path: pair for path, pair in pairs.items() if not fits(pair, shapes[path])}
+    problems = [
+        f"{path} has down {tuple(down.shape)} and up {tuple(up.shape)}, expected a product of shape {shapes[path]}"
+        for path, (down, up, _) in wrong.items()
+    ]
     refuse(source, problems, "this LoRA belongs to another model")
 
 
-def refuse(source: str | Path, problems: list[str], remedy: str) -> None:
+def fits(pair: Pair, shape: Shape) -> bool:
+    """Whether the product of a pair has the shape of a weight, axes of length 1 aside."""
+    down, up, _ = pair
+    multiplies = down.ndim > 1 and up.ndim > 1 and 0 < len(down) == up[0].numel()
+    return multiplies and down[0].numel() == math.prod(shape[1:]) and len(up) == shape[0]
+
+
+def refuse(source: str | Path, problems: Sequence[str], remedy: str) -> None:
+    """Raises CheckpointError that names the first problems and what to do, if there are any."""
     if problems:
-        raise CheckpointError(f"{source} does not fit ({len(problems)} problems): {'; '.join(problems)}; {remedy}")
+        said = some_of(problems, "; ")
+        raise CheckpointError(f"{source} does not fit ({len(problems)} problems): {said}; {remedy}")
+
+
+def some_of(items: Sequence[str], separator: str = ", ") -> str:
+    """The first items, and how many more there are."""
+    more = f" and {len(items) - MOST_NAMED} more" if len(items) > MOST_NAMED else ""
+    return separator.join(items[:MOST_NAMED]) + more

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from .config import TextConfig, UNetConfig
-from .key_maps import diffusers_key, diffusers_modules
+from .key_maps import TEXT_BLOCK_MODULES, TEXT_QKV, diffusers_key, diffusers_modules, inverted
 from .unet import GUIDANCE_DIM, UNetSD
 
 if TYPE_CHECKING:
@@ -25,16 +25,14 @@ if TYPE_CHECKING:
 Layer = nn.Linear | nn.Conv2d | nn.Conv3d
 Shape = tuple[int, ...]
 
-# transformers' module -> OpenCLIP's, inside a block of the text tower, in the order of transformers' modules.
-# OpenCLIP keeps the first three as one, in_proj, with the rows of q, k and v in turn.
-TEXT_MODULES = {
-    "self_attn.k_proj": "attn.k_proj",
-    "self_attn.v_proj": "attn.v_proj",
-    "self_attn.q_proj": "attn.q_proj",
-    "self_attn.out_proj": "attn.out_proj",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
+# The layers of a block of the text tower, in the order of transformers' modules.
+TEXT_ORDER = (
+    *("self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj", "self_attn.out_proj"),
+    *("mlp.fc1", "mlp.fc2"),
+)
+# transformers' module -> OpenCLIP's, which has queries, keys and values as one; the webui's files tell them apart.
+_OPEN_CLIP = inverted(TEXT_BLOCK_MODULES) | {name: name.replace("self_attn", "attn") for name in TEXT_QKV}
+TEXT_MODULES = {name: _OPEN_CLIP[name] for name in TEXT_ORDER}
 TEXT_BLOCKS = "text_model.encoder.layers."
 TEXT_EMBEDDINGS = ("text_model.embeddings.token_embedding", "text_model.embeddings.position_embedding")
 
@@ -72,27 +70,38 @@ class Layers:
     config: UNetConfig
     unet: Mapping[str, Shape]
     text: Mapping[str, Shape] = field(default_factory=dict)
+    idle: Mapping[str, Shape] = field(default_factory=dict)  # of the text tower's last block, which never runs
 
     @classmethod
     def of(cls, unet: UNetSD, text_encoder: TextEncoder | None = None) -> Layers:
         """Those of networks, which may be on the meta device."""
         shapes = {path: tuple(layer.weight.shape) for path, layer in adaptable(unet).items()}
-        config = text_encoder.config if text_encoder else None
-        # The last block of a checkpoint never runs.
-        return cls(unet.config, shapes, text_shapes(config, config.layers - 1) if config else {})
+        layers = cls(unet.config, shapes)
+        return layers.with_text_tower(text_encoder.config) if text_encoder else layers
 
     @classmethod
     def full_size(cls) -> Layers:
         """Those of the ModelScope family."""
-        text = TextConfig()
-        return cls.of(UNetSD(UNetConfig(), device="meta")).with_text(text_shapes(text, text.layers))
+        return cls.of(UNetSD(UNetConfig(), device="meta")).with_text_tower(TextConfig())
 
     def with_text(self, shapes: Mapping[str, Shape]) -> Layers:
-        return replace(self, text=shapes)
+        """With layers of a text tower that are all in use."""
+        return replace(self, text=shapes, idle={})
+
+    def with_text_tower(self, config: TextConfig) -> Layers:
+        """With those of a text tower, which is read at its penultimate block."""
+        shapes, used = text_shapes(config, config.layers), text_shapes(config, config.layers - 1)
+        return replace(self, text=used, idle={path: shape for path, shape in shapes.items() if path not in used})
 
     @property
     def shapes(self) -> dict[str, Shape]:
+        """Path -> shape, of all layers that act."""
         return {**self.unet, **self.text}
+
+    @property
+    def known(self) -> dict[str, Shape]:
+        """Of all layers that a LoRA for this model may have."""
+        return {**dict.fromkeys(COND_PROJ, (self.config.dim, GUIDANCE_DIM)), **self.shapes, **self.idle}
 
     def diffusers_names(self) -> dict[str, str]:
         """Path -> diffusers' or transformers' path."""
@@ -138,15 +147,15 @@ def joined(name: str) -> str:
 
 def places_by_name(names: Iterable[str], layers: Layers) -> dict[str, str]:
     """Name in a file -> path, for the names that any format gives to one of the layers."""
-    table = {joined(name): path for path in layers.shapes for name in _names(path, layers)}
+    table = {joined(name): path for path in (*layers.shapes, *layers.idle) for name in _names(path)}
     table |= {joined(name): path for path, name in layers.diffusers_names().items()}
     table |= {name.removesuffix("_0"): path for name, path in list(table.items()) if name.endswith("_to_out_0")}
     found = {name: _bare(joined(name.replace(".processor.", ".")), table) for name in names}
     return {name: table[bare] for name, bare in found.items() if bare in table}
 
 
-def _names(path: str, layers: Layers) -> list[str]:
-    if path in layers.text:
+def _names(path: str) -> list[str]:
+    if path.startswith("text_model."):
         return [path, path.removeprefix("text_model."), open_clip_name(path)]  # the second since transformers 5
     return [path, path.replace(".op", ".0.op")]  # as Stable Diffusion's files have it
 
@@ -168,7 +177,7 @@ def places_by_shape(shapes: Sequence[Shape], layers: Layers) -> dict[int, str]:
     leaves the fewest weights without a layer, then the fewest layers without weights, is taken. Where more than one
     weight and a tenth of them are left, the list is of another model, and nothing is placed.
     """
-    known = dict.fromkeys(COND_PROJ, (layers.config.dim, GUIDANCE_DIM)) | layers.shapes
+    known = layers.known
     choices = (_align(shapes, [(path, known[path]) for path in choice]) for choice in _choices(layers))
     places, _ = min(choices, key=lambda found: (len(shapes) - len(found[0]), found[1]))
     return places if len(shapes) - len(places) <= max(1, len(shapes) // 10) else {}
@@ -200,7 +209,7 @@ def _choices(layers: Layers) -> Iterator[list[str]]:
         yield chosen
         yield [path for path in chosen if len(layers.unet.get(path, ())) < 4]
     for pattern in (r"\.layers\.", r"\.self_attn\.", r"\.mlp\.", ""):
-        yield [path for path in layers.text if re.search(pattern, path)]
+        yield [path for path in (*layers.text, *layers.idle) if re.search(pattern, path)]
 
 
 def _position(diffusers_name: str) -> list[int]:

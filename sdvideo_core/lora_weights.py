@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from .key_maps import TEXT_QKV
 from .lora_files import LoRAReport, read_lora
 from .lora_formats import Pair
 from .lora_layers import TEXT_BLOCKS, TEXT_EMBEDDINGS, TEXT_MODULES, Layers, adaptable
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from .text_encoder import TextEncoder
 
 GUIDANCE_LAYER = "cond_proj"  # see UNetSD.add_guidance_embedding
-# The layers that OpenCLIP has as one, in_proj_weight, in the order of its rows.
-FUSED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 class Slot(NamedTuple):
@@ -71,9 +70,9 @@ class LoRAWeights:
             parameter, weight = self._base.popitem()
             parameter.data = weight.to(parameter.device)
         self._loaded.clear()
-        if not self._has_guidance_layer:
+        if self._unet.cond_proj is not None and not self._has_guidance_layer:
             self._unet.cond_proj = None
-        self._survey()
+            self._survey()
 
     @torch.no_grad()
     def _write(self, parameters: Iterable[Tensor]) -> None:
@@ -101,7 +100,7 @@ def _text_slot(encoder: TextEncoder, path: str) -> Slot:
         return Slot(encoder.token_embedding.weight if is_token else encoder.positional_embedding, slice(None))
     index, name = path.removeprefix(TEXT_BLOCKS).split(".", 1)
     block = f"transformer.resblocks.{index}."
-    if name in FUSED:
-        width, row = encoder.config.width, FUSED.index(name) * encoder.config.width
+    if name in TEXT_QKV:  # OpenCLIP's in_proj_weight has their rows in this order
+        width, row = encoder.config.width, TEXT_QKV.index(name) * encoder.config.width
         return Slot(encoder.get_parameter(block + "attn.in_proj_weight"), slice(row, row + width))
     return Slot(encoder.get_parameter(f"{block}{TEXT_MODULES[name]}.weight"), slice(None))

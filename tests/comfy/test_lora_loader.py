@@ -12,6 +12,7 @@ from sdvideo_core.lora_layers import TEXT_EMBEDDINGS, Layers
 from sdvideo_core.lora_weights import LoRAWeights
 
 NUM_FRAMES, STRENGTH = 4, 0.7
+TEXT_ONLY = "formats/text.safetensors"
 NAMES = {
     "kohya": "formats/kohya.safetensors",
     "webui": "formats/webui.safetensors",
@@ -20,7 +21,7 @@ NAMES = {
 }
 
 
-def compute_in_comfy(x, context, names, strength):
+def compute_in_comfy(x, context, names, text_only, strength):
     """Outputs of the UNet and encoded prompts, with each LoRA and loader; and what was logged."""
     import logging
 
@@ -59,6 +60,10 @@ def compute_in_comfy(x, context, names, strength):
         calls.call("SDVideoLoRALoader", clip.patcher.clone(), names["kohya"], 1.0, 1.0)
     except (ValueError, AttributeError) as error:
         results["other model"] = str(error)
+    try:
+        calls.call("SDVideoLoRALoader", model, text_only, 1.0, 1.0)
+    except ValueError as error:
+        results["text only"] = str(error)
     return {**results, "logged": [line for line in logged if "LoRA" in line]}
 
 
@@ -77,6 +82,7 @@ def folder(comfy_base, networks):
             up = 0.2 * torch.randn(out, 2, *(1 for _ in rest[1:]), generator=generator)
             pairs[path] = Pair(torch.randn(2, *rest, generator=generator) * rest[0] ** -0.5, up, 2.0)
     write_kohya(pairs, folder / NAMES["kohya"], torch.float32)
+    write_kohya({path: pairs[path] for path in layers.text if path in pairs}, folder / TEXT_ONLY, torch.float32)
     write_webui(pairs, layers, folder / NAMES["webui"], torch.float32)
     write_peft({path: pairs[path] for path in layers.unet}, layers, folder / "formats" / "peft", torch.float32)
     listed = [pairs[path] for path in layers.in_diffusers_order()]
@@ -89,7 +95,7 @@ def folder(comfy_base, networks):
 def outputs(in_comfy, folder, networks):
     generator = torch.Generator().manual_seed(3)
     x, context = torch.randn(NUM_FRAMES, 4, 8, 8, generator=generator), torch.randn(1, 77, 64, generator=generator)
-    results = in_comfy(compute_in_comfy, x=x, context=context, names=NAMES, strength=STRENGTH)
+    results = in_comfy(compute_in_comfy, x=x, context=context, names=NAMES, text_only=TEXT_ONLY, strength=STRENGTH)
     loras = LoRAWeights(*networks)
     loras.add(folder / NAMES["kohya"], STRENGTH)
     with torch.no_grad():
@@ -132,6 +138,11 @@ def test_the_report_is_logged(outputs, folder):
     said = [line for line in outputs["logged"] if line.startswith(str(folder / NAMES["positional"]))]
     assert len(said) == 1
     assert "a LoRA in cloneofsimo's format (a list without names): " in said[0]
+
+
+def test_a_lora_of_the_text_encoder_alone_wants_one(outputs):
+    assert " is a LoRA in kohya's format for the text encoder only, and there is none here " in outputs["text only"]
+    assert "; connect clip in ComfyUI" in outputs["text only"]
 
 
 def test_other_models_are_refused(outputs):

@@ -4,6 +4,8 @@ Each maker writes a file or folder for the UNet of `small_lora` into a folder, a
 the weights, in float64, by diffusers' names of the layers.
 """
 
+import json
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +105,8 @@ def kohya_without_alpha(folder: Path) -> Made:
 
 def adapted(model: nn.Module, layers: tuple[str, ...], **options) -> peft.PeftModel:
     """peft's model, with random adapters."""
-    config = peft.LoraConfig(r=RANK, target_modules=list(layers), init_lora_weights=False, **options)
+    options = {"target_modules": list(layers)} | options
+    config = peft.LoraConfig(r=RANK, init_lora_weights=False, **options)
     torch.manual_seed(5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
@@ -118,6 +121,22 @@ def peft_folder(folder: Path) -> Made:
     patterns = {"rank_pattern": {"conv_in": 2}, "alpha_pattern": {"conv_in": 5, "attn2.to_k": 1}}
     model = adapted(make_diffusers_unet(), LAYERS, lora_alpha=7, **patterns)
     model.save_pretrained(folder)
+    return folder, peft_deltas(model, LAYERS)
+
+
+def peft_patterns(folder: Path) -> Made:
+    """With regular expressions for names, and without lora_alpha, for which peft has a default."""
+    options = {
+        "target_modules": "|".join(map(re.escape, LAYERS)),
+        "rank_pattern": {"^conv_.*": 2, r".*\.to_(k|out\.0)": 4},
+        "alpha_pattern": {"^conv_in": 5, r"down_blocks\..*\.to_k": 2, "to_k": 1, r"conv\d": 4},
+    }
+    model = adapted(make_diffusers_unet(), LAYERS, **options)
+    model.save_pretrained(folder)
+    config = folder / "adapter_config.json"
+    fields = json.loads(config.read_text())
+    del fields["lora_alpha"]
+    config.write_text(json.dumps(fields))
     return folder, peft_deltas(model, LAYERS)
 
 
@@ -228,6 +247,7 @@ MAKERS: tuple[Callable[[Path], Made], ...] = (
     stable_lora,
     webui,
     positional,
+    peft_patterns,
 )
 FORMATS = {  # of each maker
     "kohya": "kohya",
@@ -240,4 +260,5 @@ FORMATS = {  # of each maker
     "stable_lora": "stable_lora",
     "webui": "webui",
     "positional": "positional",
+    "peft_patterns": "peft",
 }

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdvideo_core.config import UNetConfig
-from sdvideo_core.lora import LoRA
+from sdvideo_core.lora import LoRA, save_lora
 from sdvideo_core.unet import UNetSD
 
 CONFIG = UNetConfig(dim=32, context_dim=16, dim_mult=(1, 2), head_dim=16, res_blocks=1)
@@ -54,9 +54,11 @@ def merged_unet(unet: UNetSD, lora: LoRA, strength: float | None = None) -> UNet
     return other
 
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    assert actual.shape == expected.shape
-    return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
+def save_three_layers(folder: Path, unet: UNetSD) -> Path:
+    """A LoRA of three kinds of layers, one of a rank that is cut."""
+    path = folder / "lora.safetensors"
+    save_lora(make_lora(unet, targets=[LINEAR, CONV3D, LAST], rank=6, alpha=3.0), path)
+    return path
 
 
 def exactly(text: str) -> str:

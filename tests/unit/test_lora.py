@@ -10,6 +10,7 @@ from sdvideo_core.blocks import TemporalConv, TemporalTransformer
 from sdvideo_core.config import UNetConfig
 from sdvideo_core.lora import TARGETS, LoRA, kohya_name, target_layers
 from sdvideo_core.unet import UNetSD
+from tests.numerics import relative_error
 from tests.unit.small_lora import (
     CONFIG,
     CONV3D,
@@ -21,7 +22,6 @@ from tests.unit.small_lora import (
     make_lora,
     make_unet,
     merged_unet,
-    relative_error,
 )
 
 # One layer of every kind, and all of them.

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sdvideo_core.checkpoint import CheckpointError
 from sdvideo_core.lora import LoRA, save_lora
 from sdvideo_core.lora_files import read_lora
 from sdvideo_core.unet import UNetSD
-from tests.unit.small_lora import CONV3D, LAST, LINEAR, exactly, make_lora, make_unet, rewrite
+from tests.unit.small_lora import exactly, make_unet, rewrite, save_three_layers
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +21,7 @@ def unet() -> UNetSD:
 
 @pytest.fixture
 def file(tmp_path: Path, unet: UNetSD) -> Path:
-    path = tmp_path / "lora.safetensors"
-    save_lora(make_lora(unet, targets=[LINEAR, CONV3D, LAST], rank=6, alpha=3.0), path)
-    return path
+    return save_three_layers(tmp_path, unet)
 
 
 def test_a_missing_file(tmp_path, unet):
@@ -95,6 +93,45 @@ def test_a_lora_of_another_model(tmp_path, unet, keys, message):
         LoRA.from_file(unet, path)
 
 
+TEXT_ONLY = {
+    "names.safetensors": lambda path: save_file(
+        {f"lora_te_text_model_encoder_layers_{n}_mlp_fc1{part}": torch.ones(1, 1) for n in (0, 23) for part in UP_DOWN},
+        path,
+    ),
+    "list.pt": lambda path: torch.save([torch.ones(1024, 2), torch.ones(2, 1024)] * 2, path),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "layers"),
+    [
+        (
+            "names.safetensors",
+            "kohya's format",
+            "lora_te_text_model_encoder_layers_0_mlp_fc1, lora_te_text_model_encoder_layers_23_mlp_fc1",
+        ),
+        ("list.pt", "cloneofsimo's format (a list without names)", "layer 1, layer 2"),
+    ],
+)
+def test_a_lora_of_a_text_encoder_where_there_is_none(tmp_path, unet, name, kind, layers):
+    path = tmp_path / name
+    TEXT_ONLY[name](path)
+    message = (
+        f"{path} is a LoRA in {kind} for the text encoder only, and there is none here to apply its 2 layers "
+        f"({layers}) to; connect clip in ComfyUI, or use SDVideo.load_lora in Python"
+    )
+    with pytest.raises(CheckpointError, match=exactly(message)):
+        LoRA.from_file(unet, path)
+
+
+def test_a_lora_of_more_than_a_text_encoder_is_not_taken_for_one(tmp_path, unet):
+    path = tmp_path / "lora.safetensors"
+    names = ("te_text_model_encoder_layers_0_mlp_fc1", "unet_double_blocks_0_img_attn_qkv")
+    save_file({f"lora_{name}{part}": torch.ones(1, 1) for name in names for part in UP_DOWN}, path)
+    with pytest.raises(CheckpointError, match="is a LoRA in kohya's format for Flux or HunyuanVideo: none of its 2 "):
+        LoRA.from_file(unet, path)
+
+
 @pytest.mark.parametrize(("key", "kind"), NO_PAIRS)
 def test_a_file_that_is_something_else(tmp_path, unet, key, kind):
     path = tmp_path / "lora.safetensors"
@@ -105,6 +142,15 @@ def test_a_file_that_is_something_else(tmp_path, unet, key, kind):
     )
     with pytest.raises(CheckpointError, match=exactly(message)):
         LoRA.from_file(unet, path)
+
+
+def test_a_pickle_is_not_opened_where_that_can_run_code(tmp_path, monkeypatch):
+    path = tmp_path / "lora.pt"
+    torch.save([torch.ones(2, 2)] * 2, path)
+    monkeypatch.setattr(torch, "__version__", "2.5.1")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))} is no .safetensors file and was not opened, "):
+        read_lora(path)
 
 
 def test_a_list_of_something_else(tmp_path):
@@ -122,15 +168,51 @@ def test_a_folder_without_a_lora(tmp_path):
         read_lora(tmp_path)
 
 
-def test_a_broken_peft_configuration(tmp_path):
-    key = "base_model.model.conv_in.lora_"
-    save_file(
-        {f"{key}A.weight": torch.ones(1, 1), f"{key}B.weight": torch.ones(1, 1)}, tmp_path / "adapter_model.safetensors"
-    )
+AGAIN = "Download it again."
+BAD_CONFIGURATIONS = [
+    ("[]", " holds a list; expected a JSON object"),
+    ('{"lora_alpha": [8, 8]}', f": lora_alpha is [8, 8]; expected a number. {AGAIN}"),
+    ('{"lora_alpha": true}', f": lora_alpha is True; expected a number. {AGAIN}"),
+    ('{"lora_alpha": NaN}', f": lora_alpha is nan; expected a number. {AGAIN}"),
+    (
+        '{"lora_alpha": 1%s}' % ("0" * 99),
+        f": lora_alpha is 100000000000000000...0000000000000000000; expected a number. {AGAIN}",
+    ),
+    ('{"alpha_pattern": ["a"]}', f": alpha_pattern is ['a']; expected an object of patterns and numbers. {AGAIN}"),
+    ('{"alpha_pattern": {"a": "8"}}', f": alpha_pattern of a is '8'; expected a number. {AGAIN}"),
+    (
+        '{"alpha_pattern": {"(a": 8}}',
+        f": alpha_pattern is '(a'; expected a regular expression (missing ), unterminated subpattern). {AGAIN}",
+    ),
+]
+
+
+def save_pair(path: Path, name: str, **metadata: str) -> None:
+    save_file({f"{name}.lora_{part}.weight": torch.ones(1, 1) for part in "AB"}, path, metadata)
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_CONFIGURATIONS)
+def test_a_wrong_peft_configuration(tmp_path, text, message):
+    save_pair(tmp_path / "adapter_model.safetensors", "base_model.model.conv_in")
     config = tmp_path / "adapter_config.json"
-    config.write_text("{")
-    with pytest.raises(CheckpointError, match=f"^{re.escape(str(config))} has a broken configuration \\("):
+    config.write_text(text)
+    with pytest.raises(CheckpointError, match=exactly(f"{config}{message}")):
         read_lora(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", " has a broken lora_adapter_metadata: Expecting property name enclosed in double quotes: "),
+        ("3", f": lora_adapter_metadata is 3; expected a JSON object. {AGAIN}"),
+        ('{"unet.lora_alpha": {}}', f": lora_alpha is {{}}; expected a number. {AGAIN}"),
+    ],
+)
+def test_wrong_metadata_of_diffusers(tmp_path, text, message):
+    path = tmp_path / "lora.safetensors"
+    save_pair(path, "unet.conv_in", lora_adapter_metadata=text)
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(path) + message)}"):
+        read_lora(path)
 
 
 @pytest.mark.parametrize(
@@ -169,3 +251,17 @@ def test_shapes_of_another_model(file, unet, down, up):
     )
     with pytest.raises(CheckpointError, match=exactly(message)):
         LoRA.from_file(unet, file)
+
+
+def test_of_many_problems_the_first_are_named(tmp_path, unet):
+    path = tmp_path / "lora.safetensors"
+    save_lora(LoRA(unet, 2, targets="temporal"), path)
+    weights = load_file(path)
+    save_file({key: weight[:, :1].clone() if "down" in key else weight for key, weight in weights.items()}, path)
+    paths = LoRA(unet, targets="temporal").paths
+    with pytest.raises(CheckpointError) as caught:
+        LoRA.from_file(unet, path)
+    message = str(caught.value)
+    assert message.startswith(f"{path} does not fit ({len(paths)} problems): {paths[0]} has down (2, 1)")
+    assert message.endswith(f" and {len(paths) - 5} more; this LoRA belongs to another model")
+    assert [path for path in paths if f"{path} has" in message] == paths[:5]

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import loralib
@@ -10,25 +11,39 @@ import peft
 import pytest
 import safetensors
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdvideo_core.config import TextConfig
+from sdvideo_core.configuration import CheckpointError
 from sdvideo_core.lora_export import EXPORT_FORMATS, convert_lora, write_kohya, write_peft, write_webui
 from sdvideo_core.lora_files import describe_lora, read_lora
 from sdvideo_core.lora_formats import Pair
-from sdvideo_core.lora_layers import Layers, text_shapes
+from sdvideo_core.lora_layers import TEXT_EMBEDDINGS, Layers, text_shapes
+from tests.numerics import relative_error
 from tests.unit import lora_makers
-from tests.unit.small_lora import exactly, make_unet, random, relative_error
+from tests.unit.small_lora import exactly, make_unet, random
 
-LAYERS = Layers.of(make_unet()).with_text(text_shapes(TextConfig(width=8, context_length=5, vocab_size=11), 2))
+TOWER = TextConfig(width=8, layers=3, context_length=5, vocab_size=11)
+LAYERS = Layers.of(make_unet()).with_text(text_shapes(TOWER, 2))
+ALL_BLOCKS = LAYERS.with_text(text_shapes(TOWER, 3))
+OTHERS = LAYERS.with_text(text_shapes(TextConfig(width=16), 2))  # of the same names
 NAMES = {"kohya": "lora.safetensors", "webui": "lora.safetensors", "peft": "a folder"}
 
 
-def random_pairs(seed: int = 1, rank: int = 3) -> dict[str, Pair]:
+@pytest.fixture(scope="module")
+def full_size() -> Iterator[Layers]:
+    """What is taken unless another model is given, made once."""
+    layers = Layers.full_size()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Layers, "full_size", lambda: layers)
+        yield layers
+
+
+def random_pairs(seed: int = 1, rank: int = 3, layers: Layers = LAYERS) -> dict[str, Pair]:
     """Of every layer; ranks and alphas differ, as those of cut ranks do."""
     pairs = {}
-    for index, (path, (out, *rest)) in enumerate(LAYERS.shapes.items()):
+    for index, (path, (out, *rest)) in enumerate(layers.shapes.items()):
         r = min(rank, out)
         up = random(out, r, *(1 for _ in rest[1:]), seed=seed + index)
         pairs[path] = Pair(random(r, *rest, seed=seed + index + 1000), up, 1.5 if index % 7 else 4.0)
@@ -140,9 +155,18 @@ def test_an_unknown_format(tmp_path):
         convert_lora(tmp_path, tmp_path, "lycoris")
 
 
-def test_a_folder_that_is_there_already(tmp_path):
-    message = f"cannot write the LoRA {tmp_path}: it is there already; give the name of a new folder"
+@pytest.mark.parametrize("form", EXPORT_FORMATS)
+def test_what_is_there_already_stays(form, tmp_path):
+    path = tmp_path / "lora.safetensors"
+    write_kohya(PAIRS, path, torch.float32)
+    before = path.read_bytes()
+    message = f"cannot write the LoRA {path}: it is there already; give another name, or remove it first"
     with pytest.raises(FileExistsError, match=exactly(message)):
+        convert_lora(path, path, form, layers=LAYERS)
+    assert path.read_bytes() == before
+    with pytest.raises(
+        FileExistsError, match=f"^cannot write the LoRA {re.escape(str(tmp_path))}: it is there already"
+    ):
         write_peft(PAIRS, LAYERS, tmp_path, torch.float32)
 
 
@@ -168,3 +192,95 @@ def test_description(form, tmp_path):
     assert 3 in report["ranks"]
     assert report["unet layers"] == len(LAYERS.unet)
     assert report["text encoder layers"] == len(LAYERS.text)
+    assert report["unused layers"] == 0
+    assert "for" not in report
+
+
+# Of a model of another size
+
+
+@pytest.mark.parametrize("form", EXPORT_FORMATS)
+def test_what_is_for_a_model_of_another_size_is_described(form, full_size, tmp_path):
+    report = describe_lora(write(form, tmp_path))
+    assert report["for"] == "a model of another size"
+    assert report["layers"] == len(PAIRS)
+    assert report["unet layers"] == len(LAYERS.unet)
+    assert report["text encoder layers"] == len(LAYERS.text)
+
+
+def test_a_list_of_a_model_of_another_size_is_described(full_size, tmp_path):
+    report = describe_lora(lora_makers.positional(tmp_path)[0])
+    assert report["for"] == "another model, or one of another size"
+    assert report["ranks"] == [lora_makers.RANK]
+
+
+def test_another_model_is_named(tmp_path):
+    path = tmp_path / "lora.safetensors"
+    save_file({f"lora_unet_double_blocks_0.lora_{part}.weight": torch.ones(1, 1) for part in ("up", "down")}, path)
+    assert describe_lora(path, LAYERS)["for"] == "Flux or HunyuanVideo"
+
+
+def test_converting_what_is_for_a_model_of_another_size(full_size, tmp_path):
+    message = (
+        "; this LoRA belongs to another model. If it is for a model of another size, say which: --model DIR on the "
+        "command line, layers=Layers.of(unet, text_encoder) in Python"
+    )
+    with pytest.raises(CheckpointError, match=re.escape(message)) as caught:
+        convert_lora(write("kohya", tmp_path), tmp_path / "new.safetensors")
+    assert len(str(caught.value)) < 1200
+    with pytest.raises(CheckpointError, match=r"; this LoRA belongs to another model$"):
+        convert_lora(tmp_path / "lora.safetensors", tmp_path / "new.safetensors", layers=OTHERS)
+
+
+# The last block of the text encoder
+
+
+@pytest.mark.parametrize("form", ["kohya", "positional"])
+def test_the_text_encoders_last_block_is_told_to_be_of_no_use(form, tmp_path):
+    pairs = {path: pair for path, pair in random_pairs(layers=ALL_BLOCKS).items() if path not in LAYERS.unet}
+    path = tmp_path / ("lora.safetensors" if form == "kohya" else "lora.pt")
+    if form == "kohya":
+        write_kohya(pairs, path, torch.float32)
+    else:
+        pairs = {path: pair for path, pair in pairs.items() if path not in TEXT_EMBEDDINGS}
+        torch.save([factor for pair in pairs.values() for factor in (pair.up, pair.down)], path)
+    tower = Layers.of(make_unet()).with_text_tower(TOWER)
+    report = read_lora(path).match(tower).report
+    assert report.applied == [path for path in pairs if "layers.2" not in path]
+    assert report.idle == 6
+    assert len(report.unused) == (18 if form == "kohya" else 6)
+    assert str(report).endswith("; 6 layers are of the text encoder's last block, which these models never run")
+    description = describe_lora(path, tower)
+    assert description["text encoder layers"] == len(report.applied)
+    assert description["unused layers"] == 6
+
+
+def test_models_of_full_size_run_23_blocks_of_text(full_size):
+    assert len(full_size.text) == 2 + 6 * 23
+    assert len(full_size.idle) == 6
+    assert all(path.startswith("text_model.encoder.layers.23.") for path in full_size.idle)
+
+
+# What SDVideo says of a LoRA in its file
+
+FEW_STEPS = {"sdvideo.lcm_timesteps": "20", "sdvideo.lcm_grid": "strided"}
+
+
+@pytest.mark.parametrize("form", EXPORT_FORMATS)
+def test_how_to_sample_is_kept_and_told(form, tmp_path):
+    source, path = tmp_path / "source.safetensors", tmp_path / NAMES[form]
+    write_kohya(PAIRS, source, torch.float32, {**FEW_STEPS, "caption": "a disc"})
+    convert_lora(source, path, form, torch.float32, LAYERS)
+    report = describe_lora(path, LAYERS)
+    assert report["metadata"] == FEW_STEPS
+    assert report["sample with"] == "--sampler lcm --steps 4 --cfg 1 --lcm-original-steps 20"
+
+
+@pytest.mark.parametrize("points", ["3", "a lot", "-1", "10000"])
+def test_only_what_makes_sense_becomes_options(points, tmp_path):
+    path = tmp_path / "lora.safetensors"
+    write_kohya(PAIRS, path, torch.float32, {"sdvideo.lcm_timesteps": points})
+    report = describe_lora(path, LAYERS)
+    assert report["metadata"] == {"sdvideo.lcm_timesteps": points}
+    options = "--sampler lcm --steps 3 --cfg 1 --lcm-original-steps 3"
+    assert report.get("sample with") == (options if points == "3" else None)

@@ -12,6 +12,7 @@ from sdvideo_core.lora import LoRA, Pair, kohya_name, save_lora
 from sdvideo_core.lora_files import read_lora
 from sdvideo_core.lora_layers import Layers
 from sdvideo_core.unet import UNetSD
+from tests.numerics import relative_error
 from tests.unit.small_lora import (
     CONV3D,
     LAST,
@@ -21,8 +22,8 @@ from tests.unit.small_lora import (
     inputs,
     make_lora,
     make_unet,
-    relative_error,
     rewrite,
+    save_three_layers,
 )
 
 
@@ -33,9 +34,7 @@ def unet() -> UNetSD:
 
 @pytest.fixture
 def file(tmp_path: Path, unet: UNetSD) -> Path:
-    path = tmp_path / "lora.safetensors"
-    save_lora(make_lora(unet, targets=[LINEAR, CONV3D, LAST], rank=6, alpha=3.0), path)
-    return path
+    return save_three_layers(tmp_path, unet)
 
 
 def test_a_file_holds_kohyas_names_and_shapes(file):
@@ -144,6 +143,24 @@ def test_what_is_not_used_is_named(file, unet):
     assert len(lora.paths) == 3
 
 
+def test_a_pickle_is_mapped_and_read_once(tmp_path, monkeypatch):
+    loads = []
+
+    def load(*args, **options):
+        loads.append(options["mmap"])
+        return torch_load(*args, **options)
+
+    torch_load = torch.load
+    monkeypatch.setattr(torch, "load", load)
+    factors = {"down": torch.ones(2, 3), "up": torch.ones(3, 2)}
+    torch.save({f"lora_unet_out_2.lora_{part}.weight": factor for part, factor in factors.items()}, tmp_path / "a.pt")
+    assert list(read_lora(tmp_path / "a.pt").layers) == ["lora_unet_out_2"]
+    assert loads == [True]
+    torch.save(list(factors.values())[::-1], tmp_path / "list.pt")
+    assert list(read_lora(tmp_path / "list.pt").layers) == ["layer 1"]
+    assert all(loads)
+
+
 # Errors
 
 
@@ -210,7 +227,7 @@ def test_numbers_that_a_file_cannot_hold_are_not_written(tmp_path, unet, value, 
     lora.adapter(LAST).up.data[0, 0] = value
     message = (
         f"cannot write the LoRA {path}: lora_unet_out_2.lora_up.weight hold NaN or infinity in {dtype}; "
-        "save with dtype=torch.float32, or train with a lower learning rate"
+        "save it in float32, or train with a lower learning rate"
     )
     with pytest.raises(FloatingPointError, match=exactly(message)):
         save_lora(lora, path, dtype)

@@ -14,8 +14,9 @@ from sdvideo_core.config import TextConfig
 from sdvideo_core.lora_weights import LoRAWeights
 from sdvideo_core.text_encoder import TextEncoder
 from sdvideo_core.unet import UNetSD
+from tests.numerics import relative_error
 from tests.unit import lora_makers
-from tests.unit.small_lora import inputs, make_unet, random, relative_error
+from tests.unit.small_lora import inputs, make_unet, random
 
 TEXT = TextConfig(width=64, layers=3, heads=1, context_length=9, vocab_size=50)
 TOKENS = torch.arange(18).view(2, 9)
@@ -168,6 +169,9 @@ def test_the_guidance_embedding_of_t2v_turbo_is_part_of_it(tmp_path, encoder, ha
     assert torch.equal(unet.cond_proj.weight, torch.full((32, 256), 2.0, dtype=torch.float64))
     loras.remove()
     assert (unet.cond_proj is not None) == has_layer
+    assert loras.add(path).unused == []
+    assert torch.equal(unet.cond_proj.weight, torch.full((32, 256), 2.0, dtype=torch.float64))
+    loras.remove()
     assert not has_layer or not unet.cond_proj.weight.any()
 
 

@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sdvideo_core.lora import LoRA
 from sdvideo_core.unet import UNetSD
+from tests.numerics import relative_error
 from tests.unit.small_lora import (
     BATCH,
     CONV3D,
@@ -19,7 +20,6 @@ from tests.unit.small_lora import (
     make_unet,
     merged_unet,
     random,
-    relative_error,
 )
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from sdvideo_core import SDVideo, load_sequence
 from sdvideo_core.checkpoint import CheckpointError
 from sdvideo_core.cli import main
 from sdvideo_core.cli_lora import path_and_strength
+from sdvideo_core.config import ModelConfig
+from sdvideo_core.configuration import CONFIG_NAME
 from sdvideo_core.lora_export import write_kohya
 from sdvideo_core.lora_files import read_lora
 from sdvideo_core.lora_formats import Pair
@@ -141,6 +144,24 @@ def test_path_and_strength(text, path, strength):
     assert path_and_strength(text) == (path, strength)
 
 
+@pytest.mark.parametrize("strength", ["abc", "", "0,8"])
+def test_a_strength_that_is_no_number(strength, files, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["demo", "--lora", f"{files['mlp']}:{strength}"])
+    assert caught.value.code == 2
+    message = f"the strength of {files['mlp']} is {strength!r}; expected a number, such as {files['mlp']}:0.8"
+    assert f"error: argument --lora: {message}" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("text", ["C:\\a.pt", "C:/a.pt", "a:b"])
+def test_a_colon_of_a_path(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("C").touch()
+    Path("a").touch()
+    Path("a:b").touch()
+    assert path_and_strength(text) == (text, 1.0)
+
+
 def run(capsys, *args: str | Path) -> str:
     assert main(list(map(str, args))) == 0
     return capsys.readouterr().err
@@ -169,3 +190,21 @@ def test_convert_lora(form, name, files, tmp_path, demo_model_dir, layers, capsy
     read, source = read_lora(path), read_lora(files["attn1"]).match(layers)
     assert read.format == form
     assert read.match(layers).report.applied == source.report.applied
+
+
+def test_convert_lora_overwrites_nothing(files, tmp_path, demo_model_dir, capsys):
+    path = tmp_path / "mine.safetensors"
+    path.write_text("mine")
+    assert main(["convert-lora", str(files["attn1"]), str(path), "--model", str(demo_model_dir)]) == 1
+    said = f"sdvideo: cannot write the LoRA {path}: it is there already; give another name, or remove it first\n"
+    assert capsys.readouterr().err == said
+    assert path.read_text() == "mine"
+
+
+def test_convert_lora_for_a_model_without_a_text_encoder(files, tmp_path, demo_model_dir, capsys):
+    (tmp_path / "model").mkdir()
+    for name in (ModelConfig.unet_file, CONFIG_NAME):
+        shutil.copy(demo_model_dir / name, tmp_path / "model")
+    path = tmp_path / "new.safetensors"
+    run(capsys, "convert-lora", files["attn1"], path, "--model", tmp_path / "model", "--dtype", "float32")
+    assert read_lora(path).layers.keys() == read_lora(files["attn1"]).layers.keys()
