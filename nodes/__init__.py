@@ -11,6 +11,7 @@ from .latents import SDVideoLatentInit, SDVideoVAEDecode
 from .lcm import SDVideoLCMScheduler, SDVideoModelSamplingLCM
 from .loader import SDVideoModelScopeLoader
 from .lora import SDVideoLoRALoader
+from .replacements import register_replacements
 from .sampling import SDVideoDDIMSampler
 from .training import SDVideoDataset, SDVideoTrainLoRA
 
@@ -33,6 +34,7 @@ NODES: list[type[io.ComfyNode]] = [
 class SDVideoExtension(ComfyExtension):
     async def on_load(self) -> None:
         register_model_folder()
+        await register_replacements()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
