@@ -5,13 +5,14 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .comfy_bridge.encoders import check_parts, load_clip, load_vae
-from .comfy_bridge.folders import OWN, model_directories, model_directory, part_names, part_path
+from .comfy_bridge.folders import OWN, check_names, model_directories, model_directory, part_names, part_path
 from .comfy_bridge.model import load_model, model_summary
 
 
 class SDVideoModelScopeLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        models = list(model_directories())
         return io.Schema(
             node_id="SDVideoModelScopeLoader",
             display_name="Load ModelScope Video Model",
@@ -31,25 +32,22 @@ class SDVideoModelScopeLoader(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=list(model_directories()),
+                    options=models,
                     tooltip="Folder or file in models/text2video; demo, a small model of moving shapes, comes with "
                     "SDVideo. Later releases of the ModelScope weights are licensed for non-commercial use only.",
                 ),
-                io.Combo.Input(
+                _part_input(
                     "vae",
-                    options=part_names("vae"),
-                    default=OWN,
-                    optional=True,
-                    tooltip="Where the autoencoder comes from, for models without one: another model, a file in "
-                    "models/vae, or any Stable Diffusion 1 or 2 checkpoint.",
+                    models,
+                    "Where the autoencoder comes from, for models without one: another model, a file in "
+                    "models/vae, or any Stable Diffusion 1 or 2 checkpoint. One of Stable Diffusion XL does not fit.",
                 ),
-                io.Combo.Input(
+                _part_input(
                     "clip",
-                    options=part_names("clip"),
-                    default=OWN,
-                    optional=True,
-                    tooltip="Where the text encoder comes from, for models without one: another model, or OpenCLIP "
-                    "ViT-H-14 in models/text_encoders. Some models come with a retrained one; it is theirs alone.",
+                    models,
+                    "Where the text encoder comes from, for models without one: another model, OpenCLIP ViT-H-14 in "
+                    "models/text_encoders, or any Stable Diffusion 2 checkpoint. Some models come with a retrained "
+                    "one; it is theirs alone.",
                 ),
             ],
             outputs=[
@@ -65,8 +63,16 @@ class SDVideoModelScopeLoader(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, model: str | None, vae: str | None = OWN, clip: str | None = OWN) -> bool | str:
+        return check_names(model, vae=vae, clip=clip)
+
+    @classmethod
     def execute(cls, model: str, vae: str = OWN, clip: str = OWN) -> io.NodeOutput:
         path = model_directory(model)
         vae_path, clip_path = part_path(vae, "vae", path), part_path(clip, "clip", path)
         check_parts(path, clip_path, vae_path)
         return io.NodeOutput(load_model(path), load_clip(clip_path), load_vae(vae_path), model_summary(path))
+
+
+def _part_input(name: str, models: list[str], tooltip: str) -> io.Input:
+    return io.Combo.Input(name, options=part_names(name, models), default=OWN, optional=True, tooltip=tooltip)

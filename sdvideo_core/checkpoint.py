@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from .config import TextConfig, UNetConfig, VAEConfig
-from .configuration import CheckpointError, read_config
+from .configuration import CheckpointError, read_config, refuse
 from .layouts import Layout, Part, find_layout, what_is
 from .state_dict import StateDict, read_files, read_state_dict
 from .unet import UNetSD
 from .vae import LATENT_SCALE, AutoencoderKL
-from .weights import refuse, text_config, text_weights, unet_config, unet_weights, vae_config, vae_weights
+from .weights import text_config, text_weights, unet_config, unet_weights, vae_config, vae_weights
 
 if TYPE_CHECKING:
     from .text_encoder import TextEncoder
@@ -42,6 +42,9 @@ __all__ = [
     "what_is",
 ]
 
+# Whose autoencoder scales latents by how much, as `scaling_factor` in diffusers' config.json says it.
+SCALES = {0.13025: "Stable Diffusion XL", 1.5305: "Stable Diffusion 3", 0.3611: "Flux"}
+
 Module = TypeVar("Module", bound=nn.Module)
 Device = torch.device | str
 
@@ -54,15 +57,19 @@ class Network(NamedTuple):
     source: Path
 
 
-def read_network(path: str | Path | Layout, name: str, device: Device | None = None) -> Network:
+def read_network(
+    path: str | Path | Layout, name: str, device: Device | None = None, dtype: torch.dtype | None = None
+) -> Network:
     """A network, `unet`, `vae` or `text encoder`, of a model folder or a file of any known layout.
 
-    device: `meta` reads shapes and precisions only. Raises FileNotFoundError or CheckpointError, which say what is
-    missing or what a file is in place of what is expected.
+    device: `meta` reads shapes and precisions only. dtype: what the weights will be converted to, if known; for float16
+    the float16 variant of a folder of diffusers is read. Raises FileNotFoundError or CheckpointError, which say what
+    is missing or what a file is in place of what is expected.
     """
     layout = path if isinstance(path, Layout) else find_layout(path)
     part = layout.part(name)
-    return READERS[name](layout, part, read_files(part.files, device), part.files[0])
+    files = part.files_for(dtype)
+    return READERS[name](layout, part, read_files(files, device), files[0])
 
 
 def _read_unet(layout: Layout, part: Part, tensors: StateDict, source: Path) -> Network:
@@ -81,7 +88,8 @@ def _read_vae(_layout: Layout, part: Part, tensors: StateDict, source: Path) -> 
     scale = part.config.get("scaling_factor", LATENT_SCALE)
     if scale != LATENT_SCALE:
         raise CheckpointError(
-            f"{source} scales latents by {scale}; expected {LATENT_SCALE}, an autoencoder of Stable Diffusion 1 or 2"
+            f"{source} is the autoencoder of {SCALES.get(scale, 'another model')}, which scales latents by {scale}; "
+            f"expected {LATENT_SCALE}, an autoencoder of Stable Diffusion 1 or 2"
         )
     weights = vae_weights(tensors, source)
     return Network(vae_config(weights, source), weights, source)
@@ -107,10 +115,12 @@ def check_weights(module: nn.Module, weights: StateDict, source: Path) -> None:
         for key, shape in expected.items()
         if key in found and found[key] != shape
     ]
+    quantized = [key for key, value in weights.items() if key in expected and not value.is_floating_point()]
     problems = [
         *(f"{key} is missing" for key in expected if key not in found),
         *(f"{key} is not part of the model" for key in found if key not in expected),
         *wrong,
+        *(f"{key} is stored as {weights[key].dtype}, expected floating-point numbers" for key in quantized),
     ]
     refuse(source, problems)
 
@@ -156,13 +166,13 @@ def check_parts(unet: UNetConfig, vae: VAEConfig, text: TextConfig, directory: s
 
 def load_unet(path: str | Path | Layout, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> UNetSD:
     """The UNet of a model folder or a file."""
-    config, weights, source = read_network(path, "unet", device)
+    config, weights, source = read_network(path, "unet", device, dtype)
     return assemble(lambda: UNetSD(config), weights, dtype, device, source)
 
 
 def load_vae(path: str | Path | Layout, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> AutoencoderKL:
     """The autoencoder of a model folder or a file, which may be a whole Stable Diffusion 1 or 2 checkpoint."""
-    config, weights, source = read_network(path, "vae", device)
+    config, weights, source = read_network(path, "vae", device, dtype)
     return assemble(lambda: AutoencoderKL(config), weights, dtype, device, source)
 
 
@@ -172,7 +182,7 @@ def load_text_encoder(
     """The text encoder of a model folder or a file, which may be a whole OpenCLIP model."""
     from .text_encoder import TextEncoder  # open_clip takes seconds to import, and ComfyUI never needs it
 
-    config, weights, source = read_network(path, "text encoder", device)
+    config, weights, source = read_network(path, "text encoder", device, dtype)
     unused = (f"transformer.resblocks.{config.layers - 1}.", "text_projection")  # after the penultimate block
     weights = {key: value for key, value in weights.items() if not key.startswith(unused)}
     return assemble(lambda: TextEncoder(config), weights, dtype, device, source)

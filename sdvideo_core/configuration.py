@@ -15,6 +15,15 @@ class CheckpointError(ValueError):
     """A file that cannot be what it is taken for; the message says what it is, or what it lacks."""
 
 
+def refuse(source: str | Path, problems: list[str], remedy: str = "") -> None:
+    """Raises CheckpointError that lists the problems, and what to do, if there are any."""
+    if problems:
+        what_to_do = f"; {remedy}" if remedy else ""
+        raise CheckpointError(
+            f"{source} does not fit its model ({len(problems)} keys): {'; '.join(problems)}{what_to_do}"
+        )
+
+
 def read_config(directory: str | Path) -> ModelConfig:
     """The configuration.json of a ModelScope directory; keys it does not know are ignored."""
     path = Path(directory) / CONFIG_NAME

@@ -20,15 +20,15 @@ from .configuration import CONFIG_NAME, configuration
 from .diffusers_folder import SCHEDULER, model_index, text_encoder_config, tokenizer_files, unet_config, vae_config
 from .diffusers_format import text_to_transformers, unet_to_diffusers, vae_to_diffusers
 from .layouts import DIFFUSERS, DIFFUSERS_FOLDERS, DIFFUSERS_INDEX, ORIGINAL, PARTS, Layout, find_layout
-from .state_dict import StateDict, read_state_dict, write_safetensors
+from .state_dict import SAFETENSORS_DTYPES, StateDict, read_state_dict, write_safetensors
 from .whole_file import whole_file, whole_folder
 
 SAFETENSORS = "safetensors"
 FORMATS = (ORIGINAL, DIFFUSERS, SAFETENSORS)
 SUFFIX = ".safetensors"
-FIRST_STAGE = (
-    "first_stage_model."  # where a Stable Diffusion checkpoint, as VQGAN_autoencoder.pth is, has its autoencoder
-)
+PRECISIONS = tuple(dtype for dtype in SAFETENSORS_DTYPES if dtype.is_floating_point)
+# Where a Stable Diffusion checkpoint, as VQGAN_autoencoder.pth is, has its autoencoder.
+FIRST_STAGE = "first_stage_model."
 
 Places = Mapping[str, Layout]  # part -> the model that it is taken from
 Configs = Mapping[str, Any]  # part -> UNetConfig, VAEConfig or TextConfig
@@ -56,8 +56,8 @@ def convert(
 
     layout: `modelscope`, configuration.json and three pickles, as ModelScope's and A1111's tools read them;
     `safetensors`, the same with safetensors files in place of pickles, or the UNet alone as one file where the
-    target's name ends in .safetensors; `diffusers`, a folder for its TextToVideoSDPipeline. dtype: of the weights; None
-    keeps each as it is. vae, text_encoder: models or files to take these parts from.
+    target's name ends in .safetensors; `diffusers`, a folder for its TextToVideoSDPipeline. dtype: of the weights, one
+    of PRECISIONS; None keeps each as it is. vae, text_encoder: models or files to take these parts from.
 
     Weights come through bit for bit where dtype is None. Of the text tower only what runs is kept: no image tower,
     and in a folder of diffusers no last block (in its place comes one of zeros on the way back, for what is read is
@@ -66,6 +66,8 @@ def convert(
     """
     if layout not in FORMATS:
         raise ValueError(f"format {layout!r}; expected {', '.join(FORMATS)}")
+    if dtype not in (None, *PRECISIONS):
+        raise ValueError(f"dtype {dtype}; expected one of {', '.join(map(str, PRECISIONS))}, or None to keep each")
     target = Path(target).absolute()
     if target.exists():
         raise FileExistsError(f"{target} is there already; give another name, or remove it first")
@@ -75,7 +77,7 @@ def convert(
         raise ValueError(f"{target} is one file, which holds a UNet; leave vae and text_encoder out, or name a folder")
     if alone:
         places = {"unet": places["unet"]}
-    configs = {part: LOADERS[part](place, device="meta").config for part, place in places.items()}
+    configs = {part: LOADERS[part](place, dtype or torch.float32, "meta").config for part, place in places.items()}
     if len(configs) == len(PARTS):
         check_parts(configs["unet"], configs["vae"], configs["text encoder"], source)
     if alone:
@@ -149,7 +151,7 @@ def _write_text(path: Path, content: Any) -> None:
 def _write_weights(
     place: Layout, part: str, path: Path, dtype: torch.dtype | None, rename: Rename | None = None
 ) -> None:
-    config, weights, _ = read_network(place, part)
+    config, weights, _ = read_network(place, part, dtype=dtype)
     write_safetensors(path, rename(weights, config) if rename else weights, dtype)
 
 
@@ -161,6 +163,9 @@ def _write_pickle(
     _write_weights(place, part, temporary, dtype, rename)
     weights = read_state_dict(temporary)
     wrapped = {"state_dict": {FIRST_STAGE + key: value for key, value in weights.items()}}
-    torch.save(wrapped if part == "vae" else weights, path)
+    try:
+        torch.save(wrapped if part == "vae" else weights, path)
+    except RuntimeError as error:  # torch's own writer raises it whatever the system says
+        raise OSError(f"not all of {path.name} could be written") from error
     del weights, wrapped  # Windows deletes no file that is mapped
     temporary.unlink()

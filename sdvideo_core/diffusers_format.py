@@ -22,10 +22,10 @@ from .key_maps import (
     text_modules,
     vae_modules,
 )
-
-StateDict = dict[str, Tensor]
+from .state_dict import StateDict
 
 TEXT_PREFIX = "text_model."
+WHOLE_TOWER = TextConfig().layers  # of ViT-H-14, the text tower of every published model
 # Projections of transformers: Conv1d of kernel size 1 in time, Linear in space; diffusers has Linear for both.
 TEMPORAL_PROJECTION = re.compile(r"(^input_blocks\.0\.1|blocks\.\d+\.2|^middle_block\.2)\.proj_(in|out)\.weight$")
 SPATIAL_PROJECTION = re.compile(r"(blocks\.[1-9]\d*\.1|^output_blocks\.0\.1|^middle_block\.1)\.proj_(in|out)\.weight$")
@@ -103,8 +103,9 @@ def text_to_transformers(weights: StateDict, config: TextConfig) -> StateDict:
 def text_from_transformers(weights: StateDict) -> StateDict:
     """CLIPTextModel's weights (less `text_model.`) as OpenCLIP's, with a last block that never runs.
 
-    All of its layers run, and the penultimate block of an OpenCLIP tower is read; so one block is added, of zeros,
-    which hands on what it is given.
+    In a folder of diffusers the tower ends with its penultimate block, and all that is left runs; so one block is
+    added, of zeros, which hands on what it is given. As many blocks as ViT-H-14 has are the whole tower, as LAION
+    publishes it, and stay as they are.
     """
     layers = count(weights, "encoder.layers.")
     ours = _rename(weights, inverted(text_modules(layers)))
@@ -113,10 +114,12 @@ def text_from_transformers(weights: StateDict) -> StateDict:
             names = [f"encoder.layers.{layer}.{name}.{kind}" for name in TEXT_QKV]
             if all(name in ours for name in names):
                 ours[_in_proj(layer, kind)] = torch.cat([ours.pop(name) for name in names])
+    ours.pop("embeddings.position_ids", None)  # which transformers saved before version 4.31
+    if layers >= WHOLE_TOWER:
+        return ours
     first = "transformer.resblocks.0."
     block = {key: value for key, value in ours.items() if key.startswith(first)}
     last = {f"transformer.resblocks.{layers}.{k.removeprefix(first)}": v.new_zeros(v.shape) for k, v in block.items()}
-    ours.pop("embeddings.position_ids", None)  # which transformers saved before version 4.31
     return ours | last
 
 

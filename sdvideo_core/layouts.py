@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from .config import ModelConfig
 from .configuration import CONFIG_NAME, CheckpointError, read_config, read_json
@@ -20,11 +22,17 @@ class Kind(NamedTuple):
     part: str = ""  # of PARTS, if it can serve as that
 
 
-# What a file is, by a part of its keys; the first match counts.
-KINDS = (
+# They hold names of our networks, and yet nothing that can serve as one: XL's autoencoder scales latents otherwise.
+FOREIGN = (
     Kind("lora", "a LoRA"),
     Kind("motion_modules.", "an AnimateDiff motion module"),
     Kind("temporal_transformer.", "an AnimateDiff motion module"),
+    Kind("time_stack.", "a Stable Video Diffusion checkpoint"),
+    Kind("conditioner.embedders.", "a Stable Diffusion XL checkpoint (an image model)"),
+)
+# What a file is, by a part of its keys; the first match counts.
+KINDS = (
+    *FOREIGN,
     Kind("input_blocks.0.1.proj_in.", "a ModelScope UNet", "unet"),
     Kind("transformer_in.", "a UNet in diffusers' format", "unet"),
     Kind("model.diffusion_model.input_blocks.", "a Stable Diffusion checkpoint (an image model)"),
@@ -36,7 +44,6 @@ KINDS = (
     Kind("encoder.layers.0.", "a CLIP text model in transformers' format", "text encoder"),
     Kind("input_blocks.", "an image UNet"),
 )
-ADD_ONS = ("a LoRA", "an AnimateDiff motion module")  # which hold names of the networks that they are made for
 
 # What to do about a part that is not there; there is no model without its UNet.
 ELSEWHERE = {
@@ -50,8 +57,8 @@ ELSEWHERE = {
 DIFFUSERS_INDEX = "model_index.json"
 DIFFUSERS_FOLDERS = {"unet": "unet", "vae": "vae", "text encoder": "text_encoder"}
 DIFFUSERS_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-# Endings of weights in a folder of diffusers, best first: half precision, in which models run, before whole.
-DIFFUSERS_ENDINGS = (
+# Endings of weights in a folder of diffusers, best first, where float16 is wanted; and where anything else is.
+HALF_FIRST = (
     ".fp16.safetensors",
     ".safetensors.index.fp16.json",
     ".safetensors",
@@ -61,6 +68,7 @@ DIFFUSERS_ENDINGS = (
     ".bin",
     ".bin.index.json",
 )
+FULL_FIRST = tuple(sorted(HALF_FIRST, key=lambda ending: "fp16" in ending))
 
 ORIGINAL, DIFFUSERS, SINGLE = "modelscope", "diffusers", "file"
 LORA_FOLDER = "lora"  # where Text-To-Video-Finetuning puts a LoRA within a checkpoint-N
@@ -72,6 +80,11 @@ class Part:
 
     files: tuple[Path, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
+    half_files: tuple[Path, ...] = ()  # the float16 variant of a folder of diffusers
+
+    def files_for(self, dtype: torch.dtype | None) -> tuple[Path, ...]:
+        """The files to read for weights of a precision: the variant for float16, the whole ones for any other."""
+        return self.half_files if dtype is torch.float16 and self.half_files else self.files
 
 
 @dataclass(frozen=True)
@@ -106,8 +119,8 @@ def parts_in(keys: Iterable[str]) -> list[str]:
     """The parts of a model that a file can serve as; several for a whole checkpoint."""
     keys = list(keys)
     found = [kind for kind in KINDS if any(kind.mark in key for key in keys)]
-    is_add_on = bool(found) and found[0].name in ADD_ONS
-    return [] if is_add_on else [part for part in PARTS if any(kind.part == part for kind in found)]
+    is_foreign = any(kind in FOREIGN for kind in found)
+    return [] if is_foreign else [part for part in PARTS if any(kind.part == part for kind in found)]
 
 
 def find_layout(path: str | Path) -> Layout:
@@ -117,7 +130,7 @@ def find_layout(path: str | Path) -> Layout:
     """
     path = Path(path)
     if path.is_file():
-        return _single((path,), path)
+        return _single(path, (path,))
     if not path.is_dir():
         raise FileNotFoundError(f"{path} does not exist; give a model folder or a file of weights")
     if (path / DIFFUSERS_INDEX).is_file() or (path / "unet" / "config.json").is_file():
@@ -125,7 +138,7 @@ def find_layout(path: str | Path) -> Layout:
     if (path / CONFIG_NAME).is_file() or any(map(find_twin, _original_files(path, ModelConfig()).values())):
         return _original(path)
     if files := find_diffusers_weights(path):
-        return _single(files, path)
+        return _single(path, files, find_diffusers_weights(path, torch.float16))
     raise CheckpointError(
         f"{path} holds no model; expected {CONFIG_NAME} and weights, or a folder of diffusers{_near(path)}"
     )
@@ -164,26 +177,29 @@ def _diffusers(path: Path) -> Layout:
     for part, name in DIFFUSERS_FOLDERS.items():
         folder = path / name
         if files := find_diffusers_weights(folder):
-            parts[part] = Part(files, _json(folder / "config.json"))
+            half_files = find_diffusers_weights(folder, torch.float16)
+            parts[part] = Part(files, _json(folder / "config.json"), half_files)
         else:
             missing[part] = f"{folder} holds no weights, such as {_stem(part)}.safetensors. Put the file there"
+    based_on = _json(path / DIFFUSERS_INDEX).get("_name_or_path")
     if "unet" in parts:
         scheduler = _json(path / "scheduler" / "scheduler_config.json")
-        parts["unet"] = Part(parts["unet"].files, {**scheduler, **parts["unet"].config})  # it says what a UNet predicts
-    index = _json(path / DIFFUSERS_INDEX)
-    unet = parts["unet"].config if "unet" in parts else {}
-    return Layout(
-        DIFFUSERS, path, parts, missing, None, str(index.get("_name_or_path") or unet.get("_name_or_path") or "")
-    )
+        config = {**scheduler, **parts["unet"].config}  # it says what a UNet predicts
+        parts["unet"] = replace(parts["unet"], config=config)
+        based_on = based_on or config.get("_name_or_path")
+    return Layout(DIFFUSERS, path, parts, missing, None, str(based_on or ""))
 
 
 def _stem(part: str) -> str:
     return "model" if part == "text encoder" else "diffusion_pytorch_model"
 
 
-def find_diffusers_weights(folder: Path) -> tuple[Path, ...]:
-    """The best file of weights in a folder of one part, or its shards; none where there is none."""
-    for ending in DIFFUSERS_ENDINGS:
+def find_diffusers_weights(folder: Path, dtype: torch.dtype | None = None) -> tuple[Path, ...]:
+    """The best file of weights in a folder of one part, or its shards; none where there is none.
+
+    dtype: what is wanted. The float16 variant is taken for float16, for any other only where it is all there is.
+    """
+    for ending in HALF_FIRST if dtype is torch.float16 else FULL_FIRST:
         for stem in DIFFUSERS_STEMS:
             file = folder / (stem + ending)
             if file.is_file():
@@ -202,7 +218,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return files
 
 
-def _single(files: tuple[Path, ...], path: Path) -> Layout:
+def _single(path: Path, files: tuple[Path, ...], half_files: tuple[Path, ...] = ()) -> Layout:
     keys = [key for file in files for key in read_state_dict(file)]
     config = _beside(files[0].parent)
     found = parts_in(keys)
@@ -212,7 +228,8 @@ def _single(files: tuple[Path, ...], path: Path) -> Layout:
         if part not in found
     }
     based_on = str(config.get("_name_or_path") or "")
-    return Layout(SINGLE, path, {part: Part(files, config) for part in found}, missing, None, based_on)
+    parts = {part: Part(files, config, half_files) for part in found}
+    return Layout(SINGLE, path, parts, missing, None, based_on)
 
 
 def _beside(folder: Path) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import safetensors
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from .configuration import CheckpointError
 
@@ -29,6 +30,28 @@ INERT_GLOBALS = (
     ("_codecs", "encode"),
 )
 
+SAFE_TORCH = "2.6"  # before it, `weights_only=True` could be made to run code: CVE-2025-32434
+ZIP_OF_TORCH = b"/data.pkl"  # the first file in the archives that torch saves
+
+# What a file that is no weights begins with, as its format has it, and what it is.
+SIGNATURES = (
+    (rb"(\xef\xbb\xbf)?\s*<", "a web page"),
+    (rb"version https://git-lfs", "a Git LFS pointer"),
+    (rb"GIF8", "a GIF picture"),
+    (rb"\x89PNG", "a PNG picture"),
+    (rb"\xff\xd8\xff", "a JPEG picture"),
+    (rb"RIFF....WEBP", "a WebP picture"),
+    (rb"RIFF....AVI ", "an AVI video"),
+    (rb"....ftyp", "an MP4 or MOV video"),
+    (rb"\x1aE\xdf\xa3", "a WebM or MKV video"),
+    (rb"PK(?!.*%b).{60}|Rar!|7z\xbc\xaf|\x1f\x8b" % ZIP_OF_TORCH, "an archive"),
+)
+REMEDIES = {
+    "a web page": "download the raw file instead of its page",
+    "a Git LFS pointer": "run `git lfs pull`, or download the file itself",
+    "an archive": "unpack it, and give the file of weights in it",
+}
+
 # The names that a .safetensors header has for what weights are stored in.
 SAFETENSORS_DTYPES = {
     torch.float64: "F64",
@@ -36,8 +59,11 @@ SAFETENSORS_DTYPES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
@@ -75,9 +101,11 @@ def read_state_dict(path: str | Path) -> StateDict:
     """
     path = Path(path)
     with path.open("rb") as file:
-        start = file.read(64)
+        start = file.read(256)
     try:
         content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    except CheckpointError:
+        raise
     except Exception as error:  # on broken bytes an unpickler raises nearly anything
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             raise
@@ -104,10 +132,12 @@ def _why_unreadable(path: Path, start: bytes, error: str) -> str:
             f"holds more than weights ({forbidden[1]}) and was not opened, as a pickle can run code. "
             "Get the weights as .safetensors, or convert the file where you trust it."
         )
-    if start.lstrip().startswith(b"<"):
-        return "is a web page, not weights; download the raw file instead of its page"
-    if start.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the weights themselves; run `git lfs pull`, or download the file itself"
+    if what := next((what for signature, what in SIGNATURES if re.match(signature, start, re.DOTALL)), None):
+        remedy = REMEDIES.get(what, "give a .safetensors, .pth, .bin or .ckpt file in its place")
+        return f"is {what}, not weights; {remedy}"
+    ending = ".pth" if ZIP_OF_TORCH in start else ".safetensors" if start[8:10] == b'{"' else path.suffix
+    if (ending == ".safetensors") != (path.suffix == ".safetensors"):
+        return f"holds weights as {ending} files do; rename it to end in {ending}"
     size = path.stat().st_size
     return f"cannot be read ({size} bytes): it is damaged, cut short or no file of weights. Download it again."
 
@@ -117,7 +147,18 @@ def _read_safetensors(path: Path) -> StateDict:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
+def check_pickle(path: Path) -> None:
+    """Raises CheckpointError where this torch cannot read a pickle without the risk that it runs code."""
+    if TorchVersion(torch.__version__) < SAFE_TORCH:
+        raise CheckpointError(
+            f"{path} is no .safetensors file and was not opened, as torch {torch.__version__} lets a pickle run code "
+            f"(CVE-2025-32434); expected torch {SAFE_TORCH} or newer, or the .safetensors that `sdvideo convert` makes "
+            "of it there"
+        )
+
+
 def _read_pickle(path: Path) -> Any:
+    check_pickle(path)
     with _inert_globals():
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
@@ -127,8 +168,14 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], dtype: to
 
     dtype: what floating-point weights are converted to; None leaves each as it is. The format is that of
     https://github.com/huggingface/safetensors#format: length of the header, header in JSON, bytes of the tensors.
+    Raises CheckpointError for a precision that the format has no name for.
     """
     stored = {key: dtype if dtype and value.is_floating_point() else value.dtype for key, value in tensors.items()}
+    if unknown := next((key for key in stored if stored[key] not in SAFETENSORS_DTYPES), None):
+        raise CheckpointError(
+            f"{unknown} is stored as {stored[unknown]}, which .safetensors files cannot hold; "
+            "convert it to another precision, such as float32"
+        )
     keys = sorted(tensors, key=lambda key: -stored[key].itemsize)  # the widest first, so that all are aligned
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -146,9 +193,15 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], dtype: to
 
 
 def convert_tensor(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    """The tensor in another precision; CheckpointError, with its name, where float16 cannot hold its values."""
-    converted = tensor.to(dtype)
-    narrower = dtype is torch.float16 and tensor.dtype not in (torch.float16, torch.float8_e4m3fn)
-    if narrower and not torch.equal(converted.isfinite(), tensor.isfinite()):
-        raise CheckpointError(f"{name} has values that float16 cannot hold (above 65504); use bfloat16 or float32")
-    return converted
+    """The tensor in another precision; CheckpointError, with its name, where that cannot hold its values."""
+    if dtype is tensor.dtype:
+        return tensor
+    largest = torch.finfo(dtype).max
+    if largest < min(torch.finfo(torch.bfloat16).max, torch.finfo(tensor.dtype).max):
+        sizes = (tensor.float() if tensor.itemsize == 1 else tensor).abs()
+        if ((sizes > largest) & sizes.isfinite()).any():  # conversion may make such values infinite, or the largest
+            kind = str(dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{name} has values that {kind} cannot hold (above {largest:g}); use bfloat16 or float32"
+            )
+    return tensor.to(dtype)

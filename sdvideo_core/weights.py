@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .config import TextConfig, UNetConfig, VAEConfig
-from .configuration import CheckpointError
+from .configuration import CheckpointError, refuse
 from .diffusers_format import (
     count,
     shape_projection,
@@ -16,7 +16,7 @@ from .diffusers_format import (
     unet_from_diffusers,
     vae_from_diffusers,
 )
-from .layouts import PARTS, what_is
+from .layouts import PARTS, parts_in, what_is
 from .state_dict import StateDict
 
 # In each format, a name that is in every file of it, and in no other.
@@ -27,6 +27,8 @@ TEXT_MARK, TRANSFORMERS_MARK = "transformer.resblocks.0.ln_1.weight", "embedding
 LDM_DOWNSAMPLE = re.compile(r"^(input_blocks\.\d+)\.0\.op\.")
 VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 TEXT_PARTS = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
+
+LATENT_CHANNELS = 4  # of every autoencoder that shares ModelScope's latents
 
 PUBLISHED_INNER, PUBLISHED_HEAD_DIM = 512, 64  # of the first temporal transformer of every published model
 
@@ -102,7 +104,7 @@ def unet_config(weights: StateDict, source: Path, head_dim: int | None = None) -
 def vae_weights(tensors: StateDict, source: Path) -> StateDict:
     """An autoencoder's tensors by AutoencoderKL's names, also out of a whole Stable Diffusion checkpoint."""
     weights = below(tensors, VAE_MARK)
-    if not weights:
+    if not weights or "vae" not in parts_in(tensors):
         raise _wrong_kind(tensors, "vae", source)
     if any(key.startswith("encoder.down_blocks.") for key in weights):
         weights = vae_from_diffusers(weights)
@@ -121,6 +123,11 @@ def vae_config(weights: StateDict, source: Path) -> VAEConfig:
         ch = weights["encoder.conv_in.weight"].shape[0]
         widths = [weights[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(4)]
         z_channels = weights[VAE_MARK].shape[1]
+    if z_channels != LATENT_CHANNELS:
+        raise CheckpointError(
+            f"{source} is an autoencoder with {z_channels} latent channels, as those of Stable Diffusion 3 and Flux; "
+            f"expected {LATENT_CHANNELS}, an autoencoder of Stable Diffusion 1 or 2"
+        )
     return VAEConfig(
         ch=ch,
         ch_mult=tuple(width // ch for width in widths),
@@ -132,7 +139,7 @@ def vae_config(weights: StateDict, source: Path) -> VAEConfig:
 def text_weights(tensors: StateDict, source: Path) -> StateDict:
     """A text tower's tensors by OpenCLIP's names, the image tower left out."""
     weights = below(tensors, TEXT_MARK) or text_from_transformers(below(tensors, TRANSFORMERS_MARK))
-    if not weights:
+    if not weights or "text encoder" not in parts_in(tensors):
         raise _wrong_kind(tensors, "text encoder", source)
     return {key: value for key, value in weights.items() if key.startswith(TEXT_PARTS)}
 
@@ -152,9 +159,3 @@ def text_config(weights: StateDict, source: Path) -> TextConfig:
         context_length=context_length,
         vocab_size=vocab_size,
     )
-
-
-def refuse(source: Path, problems: list[str]) -> None:
-    """Raises CheckpointError that lists the problems, if there are any."""
-    if problems:
-        raise CheckpointError(f"{source} does not fit its model ({len(problems)} keys): {'; '.join(problems)}")

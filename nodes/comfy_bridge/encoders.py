@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.sd1_clip
@@ -44,7 +45,9 @@ def _storable(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def load_clip(path: str | Path, disable_dynamic: bool = False) -> comfy.sd.CLIP:
     """The OpenCLIP text tower of a model or a file, of any size, as a CLIP."""
-    config, weights, _ = checkpoint.read_network(path, "text encoder")
+    management = comfy.model_management
+    dtype = management.text_encoder_dtype(management.text_encoder_device())
+    config, weights, _ = checkpoint.read_network(path, "text encoder", dtype=dtype)
     weights = _storable(weights)
     weights.setdefault("text_projection", torch.eye(config.width))  # transformers' text towers go without
     weights = comfy.utils.clip_text_transformers_convert(weights, "", "")

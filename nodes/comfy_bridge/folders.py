@@ -15,11 +15,12 @@ from ...sdvideo_core.config import ModelConfig
 from ...sdvideo_core.configuration import CONFIG_NAME
 from ...sdvideo_core.demo import EXAMPLES, demo_model
 from ...sdvideo_core.layouts import DIFFUSERS_INDEX
-from ...sdvideo_core.video_io import is_sequence
+from ...sdvideo_core.video_io import is_sequence, natural_order
 
 MODEL_FOLDER = "text2video"
 DEMO_NAME = "demo"
 
+ROOT = "."  # what a model right in models/text2video was called, as older workflows have it
 DEPTHS = ("", "*/", "*/*/")
 # What a folder holds that is a model as a whole; other files of weights are models of their own.
 MODEL_MARKS = (CONFIG_NAME, DIFFUSERS_INDEX, "unet/config.json", "text2video_pytorch_model.*")
@@ -27,7 +28,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 PART_STEMS = {Path(name).stem for name in (ModelConfig.unet_file, ModelConfig.vae_file, ModelConfig.text_file)}
 
 OWN = "the model's own"
-PART_FOLDERS = {"vae": ("vae", "checkpoints"), "clip": ("text_encoders",)}
+PART_FOLDERS = {"vae": ("vae", "checkpoints"), "clip": ("text_encoders", "checkpoints")}
 
 
 def register_model_folder() -> None:
@@ -36,15 +37,20 @@ def register_model_folder() -> None:
 
 
 def model_directories() -> dict[str, Path]:
-    """Name -> folder or file of every model, up to two folders deep in models/text2video; last the shipped one."""
-    found = {}
+    """Name -> folder or file of every model, up to two folders deep in models/text2video; last the shipped one.
+
+    A model right in models/text2video has that folder's name, unless another has it.
+    """
+    found, roots = {}, []
     for root in map(Path, reversed(folder_paths.get_folder_paths(MODEL_FOLDER))):
         folders = set(_model_folders(root))
         files = (path for depth in DEPTHS for suffix in WEIGHT_SUFFIXES for path in root.glob(f"{depth}*{suffix}"))
         # A model right in the root owns its three files there, not what else lies beside them.
         alone = {path for path in files if (folders - {root}).isdisjoint(path.parents)}
         alone -= {path for path in alone if root in folders and path.parent == root and path.stem in PART_STEMS}
-        found |= {path.relative_to(root).as_posix(): path for path in folders | alone}
+        found |= {path.relative_to(root).as_posix(): path for path in (folders | alone) - {root}}
+        roots += folders & {root}
+    found |= {ROOT if root.name in found else root.name: root for root in roots}
     found = dict(sorted(found.items()))
     with contextlib.suppress(FileNotFoundError):  # installed without it, to save space
         found.setdefault(DEMO_NAME, demo_model())
@@ -59,19 +65,21 @@ def _model_folders(root: Path) -> Iterator[Path]:
 
 def model_directory(name: str) -> Path:
     """The path of a listed model; a name that is not listed is refused, whatever path it spells."""
-    directories = model_directories()
+    directories, roots = model_directories(), folder_paths.get_folder_paths(MODEL_FOLDER)
+    if name == ROOT and name not in directories:
+        name = next((Path(root).name for root in roots if Path(root) in directories.values()), name)
     if name not in directories:
         raise FileNotFoundError(
-            f"model {name!r} is not in {' or '.join(folder_paths.get_folder_paths(MODEL_FOLDER))}; "
+            f"model {name!r} is not in {' or '.join(roots)}; "
             f"found {', '.join(directories) or 'none'}. Put its folder, or its file, there."
         )
     return directories[name]
 
 
-def part_names(part: str) -> list[str]:
+def part_names(part: str, models: list[str]) -> list[str]:
     """What a model's `vae` or `clip` may come from: itself, another model, or a file in ComfyUI's own folders."""
     files = [f"{folder}/{name}" for folder in PART_FOLDERS[part] for name in folder_paths.get_filename_list(folder)]
-    return [OWN, *model_directories(), *files]
+    return [OWN, *models, *files]
 
 
 def part_path(name: str, part: str, model: Path) -> Path:
@@ -84,11 +92,22 @@ def part_path(name: str, part: str, model: Path) -> Path:
     return model_directory(name)
 
 
+def check_names(model: str | None, **parts: str | None) -> bool | str:
+    """Whether a model and the places of its parts are listed, or what is wrong; None is yet to come through a link."""
+    try:
+        path = model_directory(model) if model else Path()
+        for part, name in parts.items():
+            part_path(name or OWN, part, path)
+    except FileNotFoundError as error:
+        return str(error)
+    return True
+
+
 def input_sequences() -> list[str]:
     """What Load Frame Sequence can read in the input folder: folders with pictures, animations and videos."""
     root = Path(folder_paths.get_input_directory())
     found = (path for pattern in ("*", "*/*") for path in root.glob(pattern) if is_sequence(path))
-    names = sorted(path.relative_to(root).as_posix() for path in found)
+    names = [path.as_posix() for path in sorted((path.relative_to(root) for path in found), key=natural_order)]
     examples = sorted(path.name for path in EXAMPLES.glob("*") if is_sequence(path) and path.name not in names)
     return names + examples
 
@@ -141,14 +160,11 @@ def temporary_folder() -> Path:
     return folder
 
 
-def workflow_comment(prompt: Any, extra: dict[str, Any] | None) -> str | None:
-    """Prompt and workflow as JSON to store in an output, nothing under --disable-metadata."""
-    if args.disable_metadata:
-        return None
-    return json.dumps({"prompt": prompt, **(extra or {})})
+def workflow_graphs(prompt: Any, extra: dict[str, Any] | None) -> dict[str, Any]:
+    """Prompt and workflow, to be stored in an output under these names, none under --disable-metadata."""
+    return {} if args.disable_metadata else {"prompt": prompt, **(extra or {})}
 
 
 def workflow_metadata(prompt: Any, extra: dict[str, Any] | None) -> dict[str, str]:
-    """Prompt and workflow as the texts that ComfyUI looks for in a .safetensors file, none under --disable-metadata."""
-    values = {} if args.disable_metadata else {"prompt": prompt, **(extra or {})}
-    return {name: json.dumps(value) for name, value in values.items()}
+    """The same as the texts that ComfyUI looks for in a .safetensors file."""
+    return {name: json.dumps(value) for name, value in workflow_graphs(prompt, extra).items()}

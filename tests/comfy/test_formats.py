@@ -2,12 +2,15 @@
 
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from sdvideo_core.config import ModelConfig
 from sdvideo_core.convert import convert
+from sdvideo_core.state_dict import read_state_dict
 from tests.unit.small_model import save_diffusers, their_model
 
 WAYS = {
@@ -17,6 +20,10 @@ WAYS = {
     "files of ComfyUI's folders": (
         "lone/unet.safetensors",
         {"vae": "vae/one.safetensors", "clip": "text_encoders/one.bin"},
+    ),
+    "Stable Diffusion 2 checkpoint": (
+        "lone/unet.safetensors",
+        {"vae": "checkpoints/sd2.safetensors", "clip": "checkpoints/sd2.safetensors"},
     ),
 }
 
@@ -31,12 +38,15 @@ def models(comfy_base):
     (root / "lone").mkdir()
     convert(original, root / "lone" / "unet.safetensors", "safetensors")
     (root / "lone" / "config.json").write_text('{"attention_head_dim": 16}')
-    for folder in ("vae", "text_encoders"):
+    for folder in ("vae", "text_encoders", "checkpoints"):
         (comfy_base / "models" / folder).mkdir(exist_ok=True)
     shutil.copyfile(
         diffusers / "vae" / "diffusion_pytorch_model.safetensors", comfy_base / "models/vae/one.safetensors"
     )
     shutil.copyfile(original / "open_clip_pytorch_model.bin", comfy_base / "models/text_encoders/one.bin")
+    vae, text = (read_state_dict(original / name) for name in (ModelConfig.vae_file, ModelConfig.text_file))
+    text = {f"cond_stage_model.model.{key}": value.clone() for key, value in text.items()}
+    save_file(vae | text, comfy_base / "models/checkpoints/sd2.safetensors")
     eighth = shutil.copytree(diffusers, root / "fp8")
     for part in ("unet", "text_encoder", "vae"):
         [file] = (eighth / part).glob("*.safetensors")
@@ -45,11 +55,26 @@ def models(comfy_base):
     for part in ("unet", "text_encoder", "vae"):
         [file] = (half / part).glob("*.safetensors")
         save_file({key: value.half() for key, value in load_file(file).items()}, file)
+    folder = Path(shutil.copytree(diffusers / "text_encoder", comfy_base / "variants"))
+    weights = load_file(folder / "model.safetensors")
+    save_file({key: value.half() for key, value in weights.items()}, folder / "model.fp16.safetensors")
+    save_file({key: torch.zeros_like(value) for key, value in weights.items()}, folder / "model.safetensors")
     return root
 
 
+def text_in_comfy(folder):
+    """What a text encoder gives where ComfyUI wants it in float32, and in float16 as it does by default."""
+    from comfy.cli_args import args
+    from sdvideo.nodes.comfy_bridge.encoders import encode_text, load_clip
+
+    found = {}
+    for name, args.fp32_text_enc in (("float16", False), ("float32", True)):
+        found[name] = encode_text(load_clip(folder), "a red circle")[0][0]
+    return found
+
+
 def load_in_comfy(ways):
-    from sdvideo.nodes.comfy_bridge.folders import model_directories
+    from sdvideo.nodes.comfy_bridge.folders import model_directories, part_names
 
     from tests.comfy import called_nodes as calls
 
@@ -58,6 +83,7 @@ def load_in_comfy(ways):
     handler.emit = lambda record: logged.append(record.getMessage())
     logging.getLogger().addHandler(handler)
     found = {"listed": list(model_directories()), "errors": {}}
+    found |= {f"listed for {part}": part_names(part, ["a model"]) for part in ("vae", "clip")}
     for name, (model, parts) in {**ways, "fp8": ("fp8", {}), "fp16": ("fp8_as_fp16", {})}.items():
         loaded = calls.load(model, **parts)
         logged.clear()
@@ -86,6 +112,19 @@ def test_folders_and_files_are_listed_and_their_parts_are_not(found):
     names = {"zeroscope_v2_576w", "family/checkpoint-100", "lone/unet.safetensors", "fp8", "fp8_as_fp16"}
     assert names <= set(found["listed"])
     assert not [name for name in found["listed"] if name.endswith((".safetensors", ".pth")) and name not in names]
+
+
+@pytest.mark.parametrize("part", ["vae", "clip"])
+def test_a_part_may_come_from_the_model_another_model_or_a_checkpoint(found, part):
+    listed = found[f"listed for {part}"]
+    assert listed[:2] == ["the model's own", "a model"]
+    assert "checkpoints/sd2.safetensors" in listed
+
+
+def test_the_float16_variant_of_a_text_encoder_is_read_where_comfyui_wants_float16(in_comfy, comfy_base, models):
+    found = in_comfy(text_in_comfy, folder=str(comfy_base / "variants"))
+    assert found["float16"].any()
+    assert not found["float32"].any()
 
 
 @pytest.mark.parametrize("way", [name for name in WAYS if name != "original"])

@@ -186,7 +186,11 @@ NO_VAE_GRAPH = {**change(GRAPH, "latent", frames=["frames", 0]), "frames": FRAME
 BAD_INPUTS = {
     "model outside its folder": (
         change(GRAPH, "loader", model="../x"),
-        r"\(node loader\): Value not in list: model: '\.\./x' not in \[",
+        r"\(node loader\): Custom validation failed .*model '\.\./x' is not in .*text2video; found .*demo",
+    ),
+    "part outside its folder": (
+        change(GRAPH, "loader", clip="checkpoints/../x"),
+        r"\(node loader\): Custom validation failed .*model 'checkpoints/\.\./x' is not in .*text2video; found",
     ),
     "model outside its folder, through a link": (
         linked(GRAPH, "loader", model="../text2video/demo"),
@@ -274,17 +278,26 @@ def test_models_are_found_in_every_folder_as_they_come(elsewhere, comfy_demo):
     assert models() == ["family/demo", *SHIPPED]
     (default / "near").symlink_to(comfy_demo, target_is_directory=True)
     assert models() == ["family/demo", "near", *SHIPPED]
-    with pytest.raises(RuntimeError, match=r"'gone' not in \['family/demo', 'near'"):
+    with pytest.raises(RuntimeError, match=r"model 'gone' is not in .*; found family/demo, near"):
         elsewhere.run(change(GRAPH, "loader", model="gone"))
+    shutil.copytree(comfy_demo, extra, dirs_exist_ok=True)
+    assert models() == ["family/demo", "near", "videos", *SHIPPED]
+    for name in (".", "videos"):  # workflows of the first version say "."
+        graph = change(GRAPH, "loader", model="near", vae=name, clip=name)
+        for changed in (graph, change(GRAPH, "loader", model=name)):
+            assert elsewhere.run(changed)["outputs"]["save"]["images"]
+    shutil.copytree(comfy_demo, extra / "videos")
+    assert models() == [".", "family/demo", "near", "videos", *SHIPPED]
 
 
-def test_without_metadata_a_gif_holds_none(elsewhere, comfy_demo):
+@pytest.mark.parametrize("format", ["gif", "webp", "mp4", "png sequence"])
+def test_without_metadata_no_file_holds_any(elsewhere, comfy_demo, format):
     model = elsewhere.base.parent / "videos" / "family" / "demo"
     shutil.copytree(comfy_demo, model, dirs_exist_ok=True)
-    history = elsewhere.run(change(GRAPH, "loader", model="family/demo"), workflow={"nodes": []})
-    (saved,) = history["outputs"]["save"]["images"]
-    file = elsewhere.view(**saved)
-    with Image.open(io.BytesIO(file)) as image:
-        assert image.n_frames == 4
-        assert "comment" not in image.info
-    assert b"SDVideo" not in file
+    graph = change(change(GRAPH, "loader", model="family/demo"), "save", format=format)
+    files = [
+        elsewhere.view(**saved) for saved in elsewhere.run(graph, workflow={"nodes": []})["outputs"]["save"]["images"]
+    ]
+    assert len(files) == (4 if format == "png sequence" else 1)
+    # The graph names this pack's nodes; beside it, the names under which graphs are stored.
+    assert not any(word in file for file in files for word in (b"SDVideo", b"workflow", b"prompt"))

@@ -28,10 +28,10 @@ VAE = VAEConfig(ch=32, ch_mult=(1, 1, 1, 2), num_res_blocks=1)
 TEXT = TextConfig(width=64, layers=3, heads=1)
 
 
-def their_unet() -> UNet3DConditionModel:
+def their_unet(dim: int = 32) -> UNet3DConditionModel:
     return UNet3DConditionModel(
         sample_size=32,
-        block_out_channels=(32, 64),
+        block_out_channels=(dim, 2 * dim),
         down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
         up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
         layers_per_block=1,
@@ -49,8 +49,8 @@ def their_vae() -> AutoencoderKL:
     )
 
 
-def their_text_encoder() -> CLIPTextModel:
-    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 1}
+def their_text_encoder(layers: int = 2) -> CLIPTextModel:
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": layers, "num_attention_heads": 1}
     tokens = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 0}
     return CLIPTextModel(CLIPTextConfig(hidden_act="gelu", **sizes, **tokens))
 

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from sdvideo_core.config import ModelConfig
 from sdvideo_core.convert import convert
 from sdvideo_core.ddim import draw_noise
 from sdvideo_core.state_dict import read_state_dict, write_safetensors
+from tests.unit.small_model import their_unet
 
 NAMES = (ModelConfig.unet_file, ModelConfig.vae_file, ModelConfig.text_file)
 # Without "!", which pads in the published folders of this family, and is read as padding there.
@@ -80,7 +83,11 @@ def test_a_unet_alone_is_one_file(original_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool]
+    "dtype",
+    [
+        *(torch.float64, torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2),
+        *(torch.int64, torch.int16, torch.int8, torch.bool),
+    ],
 )
 def test_every_precision_is_written_as_safetensors_has_it(tmp_path, dtype):
     tensors = {
@@ -103,16 +110,35 @@ def test_every_precision_is_written_as_safetensors_has_it(tmp_path, dtype):
         assert torch.equal(found[key].reshape(-1).view(torch.uint8), value.reshape(-1).view(torch.uint8))
 
 
-def test_values_that_float16_cannot_hold_are_named(original_dir, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fnuz])
+def test_a_precision_that_safetensors_cannot_hold_is_named_before_anything_is_written(tmp_path, dtype):
+    message = rf"^a is stored as {dtype}, which \.safetensors files cannot hold; convert it to another precision"
+    with pytest.raises(CheckpointError, match=message):
+        write_safetensors(tmp_path / "a.safetensors", {"b": torch.ones(2), "a": torch.ones(2).to(dtype)})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_a_precision_that_weights_cannot_have_is_refused(original_dir, tmp_path, dtype):
+    with pytest.raises(
+        ValueError, match=rf"^dtype {dtype}; expected one of torch\.float64, .*torch\.float8_e5m2, or None"
+    ):
+        convert(original_dir, tmp_path / "a", "safetensors", dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(torch.float16, "65504"), (torch.float8_e4m3fn, "448")])
+def test_values_that_few_bits_cannot_hold_are_named(original_dir, tmp_path, dtype, largest):
     weights = load_file_of(original_dir)
     weights["out.2.bias"] = torch.full_like(weights["out.2.bias"], 1e5)
     source = tmp_path / "unet.safetensors"
     save_file(weights, source)
     (tmp_path / "config.json").write_text('{"attention_head_dim": 16}')
-    with pytest.raises(CheckpointError, match=r"out\.2\.bias has values that float16 cannot hold .*use bfloat16"):
-        convert(source, tmp_path / "half.safetensors", "safetensors", torch.float16)
-    assert not (tmp_path / "half.safetensors").exists()
-    assert convert(source, tmp_path / "half.safetensors", "safetensors", torch.bfloat16)
+    message = rf"^out\.2\.bias has values that \w+ cannot hold \(above {largest}\); use bfloat16 or float32$"
+    with pytest.raises(CheckpointError, match=message):
+        convert(source, tmp_path / "few.safetensors", "safetensors", dtype)
+    assert not (tmp_path / "few.safetensors").exists()
+    assert convert(source, tmp_path / "few.safetensors", "safetensors", torch.bfloat16)
 
 
 def load_file_of(original_dir: Path) -> dict[str, torch.Tensor]:
@@ -196,6 +222,29 @@ def test_interrupted_it_leaves_nothing(original_dir, tmp_path, monkeypatch, layo
     assert list(tmp_path.iterdir()) == []
 
 
+@contextmanager
+def full_after(size: int) -> Iterator[None]:
+    """Writing fails past so many bytes of a file, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("layout", ["modelscope", "diffusers", "safetensors"])
+@pytest.mark.parametrize("left", ["nothing", "all but the last bytes"])
+def test_on_a_full_disk_it_says_so_and_leaves_nothing(original_dir, tmp_path, layout, left):
+    # A pickle takes more than the safetensors file that it is made of.
+    size = 2**12 if left == "nothing" else (original_dir / NAMES[0]).stat().st_size - 2**10
+    message = rf"^cannot write {tmp_path}/model: .*; choose another place or check its permissions and free space$"
+    with pytest.raises(OSError, match=message), full_after(size):
+        convert(original_dir, tmp_path / "model", layout)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_weights_that_do_not_fit_are_told_before_anything_is_written(original_dir, tmp_path):
     weights = load_file_of(original_dir)
     del weights["out.2.bias"]
@@ -248,15 +297,7 @@ sys.stdout.write(f"{peak() - before} {max(most)}")
 def large_unet(original_dir, tmp_path_factory) -> Path:
     """A UNet of 240 MB, in diffusers' names."""
     folder = tmp_path_factory.mktemp("large") / "unet"
-    unet = UNet3DConditionModel(
-        block_out_channels=(224, 448),
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-        layers_per_block=1,
-        cross_attention_dim=64,
-        attention_head_dim=16,
-    )
-    unet.save_pretrained(folder)
+    their_unet(dim=224).save_pretrained(folder)
     return folder
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdvideo_core.checkpoint import LOADERS, CheckpointError, load_text_encoder, load_unet, load_vae
 from sdvideo_core.config import ModelConfig, UNetConfig
+from sdvideo_core.convert import convert
 from sdvideo_core.diffusers_format import unet_from_diffusers, unet_to_diffusers
 from sdvideo_core.layouts import find_diffusers_weights
 from sdvideo_core.unet import UNetSD
@@ -137,19 +138,51 @@ def test_shards_and_variants_that_diffusers_writes(theirs, loaded, tmp_path, opt
 
 
 @pytest.mark.parametrize(
-    ("names", "best"),
+    ("names", "full", "half"),
     [
-        (["model.fp16.safetensors", "model.safetensors", "pytorch_model.bin"], "model.fp16.safetensors"),
-        (["model.safetensors", "pytorch_model.fp16.bin"], "model.safetensors"),
-        (["diffusion_pytorch_model.bin", "diffusion_pytorch_model.fp16.bin"], "diffusion_pytorch_model.fp16.bin"),
-        (["diffusion_pytorch_model.bin", "config.json"], "diffusion_pytorch_model.bin"),
-        (["config.json"], None),
+        ("model.fp16.safetensors model.safetensors pytorch_model.bin", "model.safetensors", "model.fp16.safetensors"),
+        ("model.safetensors pytorch_model.fp16.bin", "model.safetensors", "model.safetensors"),
+        ("pytorch_model.bin model.fp16.safetensors", "pytorch_model.bin", "model.fp16.safetensors"),
+        ("pytorch_model.bin pytorch_model.fp16.bin", "pytorch_model.bin", "pytorch_model.fp16.bin"),
+        ("diffusion_pytorch_model.fp16.bin", *["diffusion_pytorch_model.fp16.bin"] * 2),
+        ("diffusion_pytorch_model.bin config.json", *["diffusion_pytorch_model.bin"] * 2),
+        ("config.json", "", ""),
     ],
 )
-def test_the_best_of_several_files_is_taken(tmp_path, names, best):
-    for name in names:
+def test_the_best_of_several_files_is_taken(tmp_path, names, full, half):
+    for name in names.split():
         (tmp_path / name).touch()
-    assert [file.name for file in find_diffusers_weights(tmp_path)] == ([best] if best else [])
+    for dtype, best in ((None, full), (torch.float32, full), (torch.bfloat16, full), (torch.float16, half)):
+        assert [file.name for file in find_diffusers_weights(tmp_path, dtype)] == best.split()
+
+
+@pytest.fixture
+def with_variant(diffusers_dir, tmp_path) -> Path:
+    """A folder of diffusers whose float16 variant, beside the whole files, is all zeros."""
+    folder = Path(shutil.copytree(diffusers_dir, tmp_path / "model"))
+    for file in map(folder.joinpath, THEIR_FILES.values()):
+        zeros = {key: torch.zeros_like(value, dtype=torch.float16) for key, value in load_file(file).items()}
+        save_file(zeros, file.with_suffix(".fp16.safetensors"))
+    return folder
+
+
+@pytest.mark.parametrize("part", LOADERS)
+def test_the_float16_variant_is_read_for_float16_only(with_variant, part):
+    for path in (with_variant, (with_variant / THEIR_FILES[part]).parent):
+        read = {
+            dtype: any(weight.any() for weight in LOADERS[part](path, dtype).parameters())
+            for dtype in (torch.float32, torch.bfloat16, torch.float16)
+        }
+        assert read == {torch.float32: True, torch.bfloat16: True, torch.float16: False}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16, torch.float16])
+def test_the_float16_variant_is_converted_to_float16_only(with_variant, tmp_path, dtype):
+    convert(with_variant, tmp_path / "converted", "modelscope", dtype)
+    for part, load in LOADERS.items():
+        assert any(weight.any() for weight in load(tmp_path / "converted").parameters()) == (
+            dtype is not torch.float16
+        ), part
 
 
 def test_a_missing_shard_is_named(theirs, tmp_path):
