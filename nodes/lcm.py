@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .comfy_bridge.lcm import lcm_sigmas, with_lcm_sampling
+from .sampling import denoise_input
 
 ORIGINAL_TIMESTEPS = "Number of timesteps that the model was distilled at: 50 for MCM and T2V-Turbo."
 
@@ -54,14 +55,7 @@ class SDVideoLCMScheduler(io.ComfyNode):
                 io.Int.Input(
                     "steps", default=4, min=1, max=500, tooltip="4 is usual, up to 8; at most original_timesteps."
                 ),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Video to video: share of the steps that run. Lower keeps more of the frames.",
-                ),
+                denoise_input(),
                 io.Int.Input("original_timesteps", default=50, min=1, max=500, tooltip=ORIGINAL_TIMESTEPS),
                 io.Combo.Input(
                     "grid",

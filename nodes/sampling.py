@@ -7,6 +7,17 @@ from comfy_api.latest import io
 from .comfy_bridge.sampling import DDIMSettings, sample_latent
 
 
+def denoise_input() -> io.Float.Input:
+    return io.Float.Input(
+        "denoise",
+        default=1.0,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        tooltip="Video to video: share of the steps that run. Lower keeps more of the frames.",
+    )
+
+
 class SDVideoDDIMSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -54,14 +65,7 @@ class SDVideoDDIMSampler(io.ComfyNode):
                     step=0.05,
                     tooltip="Fresh noise at every step: 0 none (DDIM), 1 as much as DDPM.",
                 ),
-                io.Float.Input(
-                    "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Video to video: share of the steps that run. Lower keeps more of the frames.",
-                ),
+                denoise_input(),
             ],
             outputs=[io.Latent.Output(tooltip="The denoised latent video.")],
         )

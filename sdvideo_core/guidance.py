@@ -132,9 +132,10 @@ def magnitude(x0: Tensor, percentile: float) -> Tensor:
 def scale_over_steps(guidance_schedule: GuidanceSchedule, num_timesteps: int = 1000) -> ScaleAt:
     """A guidance scale that changes while a video is sampled.
 
-    guidance_schedule: scales from the noisiest timestep to the cleanest, evenly spread with straight lines in between,
-    such as (12, 4); or a function of the progress, 0 at the noisiest timestep and 1 at the cleanest (as start_percent
-    and end_percent of ComfyUI's nodes count it), such as `cosine_guidance` and `guidance_interval` give.
+    guidance_schedule: scales, such as (12, 4), spread evenly over the progress with straight lines in between; or a
+    function of the progress, such as `cosine_guidance` and `guidance_interval` give. The progress is 0 at the
+    schedule's noisiest timestep and 1 at its cleanest (as start_percent and end_percent of ComfyUI's nodes count it),
+    whichever are visited: with t_start sampling begins in the middle of it, not at the first scale.
     """
 
     def progress(timestep: int) -> float:

@@ -7,18 +7,28 @@ x0 is what the predicted noise implies. Sampling applies it, adds fresh noise do
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import safetensors
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from .ddim import Callback, draw_noise
 from .guidance import EpsModel
+from .sampler import Sampler, Steps, draw_noise
 from .schedule import NoiseSchedule, last_steps
 
 SIGMA_DATA = 0.5
 Number = TypeVar("Number", float, Tensor)
+
+# Key of a few-step LoRA's metadata -> field of LCM, and what reads its text.
+METADATA: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "sdvideo.lcm_timestep_scaling": ("timestep_scaling", float),
+    "sdvideo.lcm_timesteps": ("original_steps", int),
+    "sdvideo.lcm_grid": ("grid", str),
+}
 
 
 def c_skip(timestep: Number, timestep_scaling: float) -> Number:
@@ -33,6 +43,14 @@ def c_out(timestep: Number, timestep_scaling: float) -> Number:
     return scaled / length
 
 
+def consistency(x: Tensor, x0: Tensor, timestep: Number, timestep_scaling: float) -> Tensor:
+    """f(x, t), where x0 is the clean video that the predicted noise implies.
+
+    timestep: that of x, or a tensor of those of its videos, shaped to broadcast over x.
+    """
+    return c_skip(timestep, timestep_scaling) * x + c_out(timestep, timestep_scaling) * x0
+
+
 def guidance_embedding(guidance_scale: float, dim: int = 256) -> Tensor:
     """The embedding (dim,) of a distilled guidance scale (Meng et al. 2023), float32: sines, then cosines.
 
@@ -45,8 +63,8 @@ def guidance_embedding(guidance_scale: float, dim: int = 256) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LCM:
-    """A sampler of `samplers.SAMPLERS`.
+class LCM(Sampler):
+    """Consistency, then fresh noise down to the next timestep.
 
     timestep_scaling: 4 as MCM was trained, 10 for T2V-Turbo; from timestep 19 on, videos of the two differ by less than
     rounding to half precision does. original_steps: number of timesteps that the model was distilled at. grid: which
@@ -57,6 +75,21 @@ class LCM:
     timestep_scaling: float = 4.0
     original_steps: int = 50
     grid: Literal["strided", "even"] = "strided"
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> LCM | None:
+        """What a few-step LoRA was made for; None where its file does not say, as only SDVideo's trainer writes it."""
+        path = Path(path)
+        if path.suffix != ".safetensors" or not path.is_file():
+            return None
+        with safetensors.safe_open(path, framework="pt") as file:  # pyright: ignore[reportPrivateImportUsage]
+            metadata = file.metadata() or {}
+        found = {field: read(metadata[key]) for key, (field, read) in METADATA.items() if key in metadata}
+        return cls(**found) if found else None
+
+    def metadata(self) -> dict[str, str]:
+        """What `from_file` reads, to be written with a LoRA."""
+        return {key: str(getattr(self, field)) for key, (field, _) in METADATA.items()}
 
     def timesteps(self, schedule: NoiseSchedule, num_steps: int, t_start: int | None = None) -> list[int]:
         """num_steps timesteps, 1..original_steps, noisiest first; only the last t_start of them."""
@@ -76,33 +109,12 @@ class LCM:
         indices = [self.original_steps - int(k * skip) for k in range(num_steps)]
         return last_steps([index * stride - 1 for index in indices], t_start)
 
-    def sample(
-        self,
-        eps_model: EpsModel,
-        x: Tensor,
-        schedule: NoiseSchedule,
-        num_steps: int,
-        t_start: int | None = None,
-        generator: torch.Generator | None = None,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """Denoises x, which is at the first of the timesteps visited; returns the clean video.
-
-        generator: source of the noise of every step but the last. callback: called after every step.
-        """
-        timesteps = self.timesteps(schedule, num_steps, t_start)
-        for index, t in enumerate(timesteps):
-            clean = self.consistency(x, eps_model(x, t), t, schedule)
-            is_last = index == len(timesteps) - 1
-            x = clean
-            if not is_last:
-                x = schedule.add_noise(clean, draw_noise(x.shape, generator).to(x), timesteps[index + 1])
-            if callback:
-                callback(index, len(timesteps), clean)
-        return x
-
-    def consistency(self, x: Tensor, eps: Tensor, timestep: int, schedule: NoiseSchedule) -> Tensor:
-        """f(x, t) of the predicted noise eps."""
-        x0 = schedule.remove_noise(x, eps, timestep)
-        t = float(timestep)
-        return c_skip(t, self.timestep_scaling) * x + c_out(t, self.timestep_scaling) * x0
+    def steps(
+        self, eps_model: EpsModel, x: Tensor, schedule: NoiseSchedule, timesteps: list[int], generator: Generator | None
+    ) -> Steps:
+        for t, t_next in zip(timesteps, [*timesteps[1:], None], strict=True):
+            x0 = schedule.remove_noise(x, eps_model(x, t), t)
+            clean = x = consistency(x, x0, float(t), self.timestep_scaling)
+            if t_next is not None:
+                x = schedule.add_noise(clean, draw_noise(x.shape, generator).to(x), t_next)
+            yield x, clean

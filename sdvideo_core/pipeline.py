@@ -16,7 +16,6 @@ from .attention import sdpa, xformers_attention
 from .blocks import to_frames, to_video
 from .checkpoint import check_parts, load_text_encoder, load_unet, load_vae
 from .config import ModelConfig
-from .ddim import draw_noise
 from .families import family_of, far_from_training
 from .frames import check_size, frames_to_video, images_to_frames
 from .guidance import GuidanceSchedule, guidance_wrappers, guided_eps, scale_over_steps
@@ -24,6 +23,7 @@ from .layouts import find_layout, names_of
 from .lcm import guidance_embedding
 from .lora_files import LoRAReport
 from .lora_weights import LoRAWeights
+from .sampler import draw_noise
 from .samplers import Sampler, find_sampler
 from .schedule import NoiseSchedule
 
@@ -52,8 +52,8 @@ class SDVideo:
             raise ValueError(f"dtype={dtype}; expected one of {', '.join(map(str, FLOAT_TYPES))}")
         self.device, self.dtype, self.amp = _usable(device), dtype, amp
         layout = find_layout(model_path)
-        self.family = family_of(names_of(layout))  # of the published models, by its name; None if that tells nothing
         self.unet = load_unet(layout, dtype, device)
+        self.family = family_of(names_of(layout), self.unet.config)  # of the known models; None where nothing tells it
         self.vae = load_vae(vae or layout, dtype, device)
         self.text_encoder = load_text_encoder(text_encoder or layout, dtype, device)
         self.config = layout.config or ModelConfig(unet=self.unet.config)
@@ -114,9 +114,10 @@ class SDVideo:
         of the steps to run then, round(timesteps * strength). eta: randomness of DDIM, 0..1. seed: the same seed
         gives the same video; None draws one. bar: show a progress bar. sampler: a name in `samplers.SAMPLERS`, or one
         with options of its own, such as `lcm.LCM(timestep_scaling=10)`. guidance_rescale: RescaleCFG, 0 (off) to 1.
-        guidance_schedule: scales from the first step to the last, or a function, in place of guidance_scale (see
-        `guidance.scale_over_steps`). dynamic_thresholding: percentile, such as 0.995. guidance_embed: the scale of a
-        model distilled with an embedding of it (T2V-Turbo, 5 to 15), which is used with guidance_scale 1.
+        guidance_schedule: scales spread over the way from pure noise to the video, or a function of it, in place of
+        guidance_scale (see `guidance.scale_over_steps`). dynamic_thresholding: percentile, such as 0.995.
+        guidance_embed: the scale of a model distilled with an embedding of it (T2V-Turbo, 5 to 15), which is used with
+        guidance_scale 1.
         """
         method = find_sampler(sampler, eta)
         wrappers = guidance_wrappers(self.schedule, guidance_rescale, dynamic_thresholding)

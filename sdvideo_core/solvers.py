@@ -10,15 +10,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from .ddim import Callback
 from .guidance import EpsModel
+from .sampler import Sampler, Steps
 from .schedule import NoiseSchedule, last_steps
 
 
-class _Solver:
+class _Solver(Sampler):
     def timesteps(self, schedule: NoiseSchedule, num_steps: int, t_start: int | None = None) -> list[int]:
         """num_steps timesteps, noisiest first, one step short of 0; only the last t_start of them."""
         schedule.stride(num_steps)  # refuses impossible numbers
@@ -64,51 +63,31 @@ def _clean(eps_model: EpsModel, y: Tensor, sigma: float, timestep: int) -> Tenso
 
 
 class DPMSolver2M(_Solver):
-    """DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++", algorithm 2), a sampler of `samplers.SAMPLERS`."""
+    """DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++", algorithm 2)."""
 
-    def sample(
-        self,
-        eps_model: EpsModel,
-        x: Tensor,
-        schedule: NoiseSchedule,
-        num_steps: int,
-        t_start: int | None = None,
-        generator: torch.Generator | None = None,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """Denoises x, which is at the first of the timesteps visited; returns the clean video. Draws no noise."""
-        timesteps = self.timesteps(schedule, num_steps, t_start)
+    def steps(
+        self, eps_model: EpsModel, x: Tensor, schedule: NoiseSchedule, timesteps: list[int], generator: Generator | None
+    ) -> Steps:
         y = x * math.sqrt(1 + schedule.sigma(timesteps[0]) ** 2)
         before = x  # read from the second step on
-        for index, (t, step) in enumerate(zip(timesteps, _steps(schedule, timesteps), strict=True)):
+        for t, step in zip(timesteps, _steps(schedule, timesteps), strict=True):
             x0 = _clean(eps_model, y, step.sigma, t)
             between = x0 if step.is_first_order else x0 + (x0 - before) / (2 * step.r)
             y = step.ratio * y + (1 - step.ratio) * between
             before = x0
-            if callback:
-                callback(index, len(timesteps), x0)
-        return y
+            yield y, x0
 
 
 class UniPC(_Solver):
-    """UniPC of order 2 with B_2(h) (Zhao et al. 2023, "UniPC"), a sampler of `samplers.SAMPLERS`.
+    """UniPC of order 2 with B_2(h) (Zhao et al. 2023, "UniPC").
 
     Its predictor is DPM-Solver++(2M); the next step's prediction then corrects the step, at no further run of the
     network.
     """
 
-    def sample(
-        self,
-        eps_model: EpsModel,
-        x: Tensor,
-        schedule: NoiseSchedule,
-        num_steps: int,
-        t_start: int | None = None,
-        generator: torch.Generator | None = None,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """Denoises x, which is at the first of the timesteps visited; returns the clean video. Draws no noise."""
-        timesteps = self.timesteps(schedule, num_steps, t_start)
+    def steps(
+        self, eps_model: EpsModel, x: Tensor, schedule: NoiseSchedule, timesteps: list[int], generator: Generator | None
+    ) -> Steps:
         steps = _steps(schedule, timesteps)
         y = x * math.sqrt(1 + steps[0].sigma ** 2)
         start, clean = y, []  # y at the step's start, corrected; predictions so far
@@ -119,9 +98,7 @@ class UniPC(_Solver):
             clean = [*clean[-1:], x0]
             between = x0 if step.is_first_order else x0 + (x0 - clean[0]) / (2 * step.r)
             start, y = y, step.ratio * y + (1 - step.ratio) * between
-            if callback:
-                callback(index, len(timesteps), x0)
-        return y
+            yield y, x0
 
 
 def _corrected(start: Tensor, step: _Step, clean: list[Tensor], x0: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 NETWORKS = {"config", "attention", "blocks", "unet", "vae", "text_encoder"}
 FILES = {"configuration", "state_dict", "key_maps", "diffusers_format", "layouts", "weights", "checkpoint"}
 FILES |= {"families", "inspection", "convert", "diffusers_folder", "lora", "frames", "video_io", "whole_file"}
-LORA = {"lora", "lora_export", "lora_files", "lora_formats", "lora_layers", "lora_weights"}
-LIBRARY = NETWORKS | FILES | LORA | {"schedule", "guidance", "ddim", "lcm", "solvers", "samplers"}
+FILES |= {"dithering", "gif", "playback", "sequence"}
+LORA = {"lora", "lora_export", "lora_files", "lora_formats", "lora_layers", "lora_peft", "lora_weights"}
+LIBRARY = NETWORKS | FILES | LORA | {"schedule", "guidance", "sampler", "ddim", "lcm", "solvers", "samplers"}
 
 # What each module or subpackage of sdvideo_core may import of sdvideo_core.
 CORE_ARROWS: dict[str, set[str]] = {
@@ -19,37 +20,50 @@ CORE_ARROWS: dict[str, set[str]] = {
     "text_encoder": {"config"},
     "schedule": set(),
     "guidance": {"unet", "schedule"},
-    "ddim": {"guidance", "schedule"},
-    "lcm": {"ddim", "guidance", "schedule"},
-    "solvers": {"ddim", "guidance", "schedule"},
-    "samplers": {"ddim", "lcm", "solvers", "guidance", "schedule"},
+    "sampler": {"guidance", "schedule"},
+    "ddim": {"guidance", "sampler", "schedule"},
+    "lcm": {"guidance", "sampler", "schedule"},
+    "solvers": {"guidance", "sampler", "schedule"},
+    "samplers": {"ddim", "lcm", "sampler", "solvers"},
     "key_maps": {"config"},
     "state_dict": {"configuration"},
-    "diffusers_format": {"config", "key_maps"},
+    "diffusers_format": {"config", "key_maps", "state_dict"},
     "layouts": {"config", "configuration", "state_dict"},
     "weights": {"config", "configuration", "diffusers_format", "layouts", "state_dict"},
     "checkpoint": {"configuration", "state_dict", "layouts", "weights"} | NETWORKS - {"blocks"},
-    "families": set(),
-    "inspection": {"checkpoint", "configuration", "families", "layouts", "lora_files", "state_dict"},
+    "families": {"checkpoint", "config", "layouts"},
+    "inspection": {"checkpoint", "config", "configuration", "families", "layouts", "lora_files", "state_dict"}
+    | {"video_io"},
     "diffusers_folder": {"config", "configuration", "layouts", "vae"},
     "convert": {"checkpoint", "config", "configuration", "diffusers_folder", "diffusers_format", "layouts"}
     | {"state_dict", "whole_file"},
     "lora_layers": {"config", "key_maps", "text_encoder", "unet"},
     "lora_formats": {"configuration", "lora_layers"},
-    "lora_files": {"configuration", "layouts", "lora_formats", "lora_layers", "state_dict"},
-    "lora_export": {"lora_files", "lora_formats", "lora_layers", "state_dict", "whole_file"},
-    "lora_weights": {"lora_files", "lora_formats", "lora_layers", "text_encoder", "unet"},
+    "lora_peft": {"configuration"},
+    "lora_files": {"config", "configuration", "layouts", "lora_formats", "lora_layers", "lora_peft", "state_dict"},
+    "lora_export": {"configuration", "lora_files", "lora_formats", "lora_layers", "lora_peft"}
+    | {"state_dict", "whole_file"},
+    "lora_weights": {"key_maps", "lora_files", "lora_formats", "lora_layers", "text_encoder", "unet"},
     "lora": {"lora_export", "lora_files", "lora_formats", "lora_layers", "state_dict", "unet"},
     "frames": set(),
-    "video_io": {"frames", "whole_file"},
+    "playback": set(),
+    "dithering": set(),
+    "gif": {"dithering", "frames", "playback", "whole_file"},
+    "sequence": {"frames"},
+    "video_io": {"frames", "gif", "playback", "sequence", "whole_file"},
     "training": LIBRARY,
     "pipeline": LIBRARY,
     "demo": LIBRARY | {"training", "pipeline"},
     "cli_lora": LIBRARY | {"pipeline"},
     "cli_sampling": LIBRARY,
-    "cli_training": LIBRARY | {"training", "pipeline"},
-    "cli_files": LIBRARY | {"cli_training"},
-    "cli": LIBRARY | {"demo", "training", "pipeline", "cli_files", "cli_lora", "cli_sampling", "cli_training"},
+    "cli_files": LIBRARY,
+    "cli_training": LIBRARY | {"training", "pipeline", "cli_files"},
+    "cli_defaults": LIBRARY,
+    "cli_output": LIBRARY,
+    "cli_demo": LIBRARY | {"demo", "pipeline", "cli_defaults", "cli_lora", "cli_output", "cli_sampling"},
+    "cli": LIBRARY
+    | {"training", "pipeline", "cli_defaults", "cli_demo", "cli_files", "cli_lora", "cli_output", "cli_sampling"}
+    | {"cli_training"},
     "__main__": {"cli"},
     "__init__": LIBRARY | {"demo", "training", "pipeline"},
 }

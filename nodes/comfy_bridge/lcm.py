@@ -8,7 +8,7 @@ import comfy.model_sampling
 import torch
 from torch import Tensor
 
-from ...sdvideo_core.lcm import LCM, c_out, c_skip
+from ...sdvideo_core.lcm import LCM, consistency
 from ...sdvideo_core.schedule import NoiseSchedule
 
 
@@ -31,7 +31,7 @@ class LCMSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampli
         x0 = super().calculate_denoised(sigma, model_output, model_input)
         t, sigma = (comfy.model_sampling.reshape_sigma(v, x0.ndim) for v in (self.timestep(sigma).float(), sigma))
         x = model_input / (1 + sigma**2) ** 0.5  # ComfyUI's variance is 1 + sigma**2, core's is 1
-        return c_skip(t, self.timestep_scaling) * x + c_out(t, self.timestep_scaling) * x0
+        return consistency(x, x0, t, self.timestep_scaling)
 
 
 def with_lcm_sampling(model: Any, original_timesteps: int, timestep_scaling: float) -> Any:

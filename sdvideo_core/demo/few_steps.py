@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 
 from ..pipeline import SDVideo
 from ..training import Distillation, SDVideoTrainer
-from . import ASSETS, demo_model
+from . import FEW_STEPS_LORA, demo_model
 from .dataset import LatentClips, collate_latents
 
-LORA = ASSETS / "demo_few_steps.safetensors"
+LORA = FEW_STEPS_LORA
 RANK = 16
 DISTILLATION = Distillation(guidance_scale=2.0, num_timesteps=20)  # as many points as steps that suffice the teacher
 SAMPLING = DISTILLATION.sampling  # how the demo model is called with it

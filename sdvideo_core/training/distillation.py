@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ddim import draw_noise
-from ..lcm import LCM, c_out, c_skip
+from ..lcm import LCM, consistency
+from ..sampler import draw_noise
 from ..schedule import NoiseSchedule
 from .loss import START_FROM, EpsNetwork, per_sample, signal_left, spread
 
@@ -39,10 +39,13 @@ class Distillation:
             raise ValueError(f"num_timesteps={self.num_timesteps} of the distillation; expected 2..500, 50 is usual")
 
     @property
+    def sampler(self) -> LCM:
+        return LCM(self.timestep_scaling, self.num_timesteps)
+
+    @property
     def sampling(self) -> dict[str, Any]:
         """How a model with the LoRA is called."""
-        lcm = LCM(self.timestep_scaling, self.num_timesteps)
-        return {"guidance_scale": 1.0, "timesteps": min(FEW_STEPS, self.num_timesteps), "sampler": lcm}
+        return {"guidance_scale": 1.0, "timesteps": min(FEW_STEPS, self.num_timesteps), "sampler": self.sampler}
 
 
 Teacher = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (x, timesteps) -> eps with the prompt, eps without
@@ -93,9 +96,7 @@ class ConsistencyLoss:
 
     def _consistency(self, x: Tensor, eps: Tensor, timesteps: Tensor) -> Tensor:
         a, s = self._signal_and_noise(timesteps)
-        t, scaling = timesteps.double().cpu(), self.settings.timestep_scaling
-        skip, out = (per_sample(c(t, scaling), x) for c in (c_skip, c_out))
-        return skip * x + out * (x - s * eps) / a
+        return consistency(x, (x - s * eps) / a, per_sample(timesteps, x), self.settings.timestep_scaling)
 
     def _signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Factors (B, 1, 1, 1, 1) of the video and of the noise in x."""

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from ..attention import products, sdpa, xformers_attention
 from ..blocks import TemporalConv, TemporalTransformer
-from ..lora import LoRA, save_lora
+from ..lora import LoRA, Pair
+from ..lora_export import Metadata, write_kohya
+from ..lora_layers import joined
 from ..unet import UNetSD
 from ..whole_file import whole_file
 
@@ -25,6 +27,9 @@ TRAIN_ONLY: dict[str, tuple[type[nn.Module], ...]] = {
 class Network(nn.Module):
     """What accelerate wraps. begin() and end() bracket a run and leave the UNet as it was."""
 
+    # What FSDP's TRANSFORMER_BASED_WRAP gathers and frees one by one; the name is transformers'.
+    _no_split_modules = ("ResBlock", "SpatialTransformer", "TemporalTransformer")
+
     def __init__(self, unet: UNetSD, lora_rank: int | None = None, train_only: str = "all", seed: int = 0):
         super().__init__()
         if train_only not in TRAIN_ONLY:
@@ -33,7 +38,7 @@ class Network(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         lora = LoRA(unet, lora_rank, targets=train_only, generator=generator) if lora_rank is not None else None
         self.lora = lora
-        self._requires_grad = [(p, p.requires_grad) for p in unet.parameters()]
+        self._requires_grad = {name: p.requires_grad for name, p in unet.named_parameters()}
         self._before = unet.attention, unet.gradient_checkpointing, unet.training
         unet.requires_grad_(False)
         if self.lora is None:
@@ -60,8 +65,8 @@ class Network(nn.Module):
         self.unet.train(training)
         if self.lora:
             self.lora.detach()
-        for parameter, requires_grad in self._requires_grad:
-            parameter.requires_grad_(requires_grad)
+        for name, parameter in self.unet.named_parameters():  # by name: FSDP puts others in their places
+            parameter.requires_grad_(self._requires_grad[name])
             parameter.grad = None
 
     @contextmanager
@@ -75,17 +80,27 @@ class Network(nn.Module):
         finally:
             self.lora.strength = strength
 
-    def save(self, weights: dict[str, Tensor], path: Path, dtype: torch.dtype, step: int) -> None:
+    def save(
+        self, weights: dict[str, Tensor], path: Path, dtype: torch.dtype, step: int, metadata: Metadata | None = None
+    ) -> None:
         """Writes the weights of this network's state dict as a UNet's file, or as a LoRA's."""
-        metadata = {"step": str(step)}
+        metadata = {"step": str(step), **(metadata or {})}
+        weights = {own_name(key): value for key, value in weights.items()}
         if self.lora:
-            save_lora(self.lora, path, dtype, metadata)
+            write_kohya(_pairs(self.lora, weights), path, dtype, metadata)
             return
-        unet = {
-            own_name(key).removeprefix("unet."): value.to("cpu", dtype).contiguous() for key, value in weights.items()
-        }
+        unet = {key.removeprefix("unet."): value.to("cpu", dtype).contiguous() for key, value in weights.items()}
         with whole_file(path) as temporary:
-            save_file(unet, temporary, metadata | {"format": "pt"})
+            save_file(unet, temporary, {**metadata, "format": "pt"})
+
+
+def _pairs(lora: LoRA, weights: dict[str, Tensor]) -> dict[str, Pair]:
+    """Its adapters by layer, with weights of the network's state dict: they are whole also where FSDP splits them."""
+    names = {path: f"lora.adapters.{joined(path)}" for path in lora.paths}
+    return {
+        path: Pair(weights[f"{name}.down"], weights[f"{name}.up"], lora.adapter(path).alpha)
+        for path, name in names.items()
+    }
 
 
 def own_name(key: str) -> str:

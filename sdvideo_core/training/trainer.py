@@ -22,8 +22,9 @@ from .loss import DiffusionLoss, EpsNetwork
 from .loss_plot import plot_loss
 from .lr_schedule import LRSchedule
 from .network import Network
-from .processes import SHARDED, accelerator_for, check_sharding, optimizer_for
+from .processes import accelerator_for, optimizer_for
 from .samples import SAMPLING, save_samples
+from .sharding import check_sharding, is_sharded, no_warning_of_views
 from .state import Progress, check_newest, keep_only_trained, load_state, newest_state, save_state
 
 SAME_IN_A_RUN = (
@@ -56,7 +57,7 @@ class SDVideoTrainer:
     seed: int = 0  # the same seed, data and settings train the same weights
     preencoded_img: bool = False  # pixel_values are latents (b, f, 4, h, w), as `sdvideo cache` writes them
     preencoded_txt: bool = False  # text is embeddings (b, 77, D)
-    adam8bit: bool = False  # bitsandbytes' AdamW, on CUDA
+    adam8bit: bool = False  # bitsandbytes' AdamW
     gradient_checkpointing: bool = False  # less memory, more time, the same numbers
     mixed_precision: str = "no"  # "no", "bf16" or, on CUDA, "fp16"
     ema: float | None = None  # share of the running average kept at each step, such as 0.999; it is what is saved
@@ -97,7 +98,7 @@ class SDVideoTrainer:
         sample_every steps a GIF of each of sample_prompts. At the end the loss plot is, too.
         """
         _check_counts(steps=steps, log_every=log_every, save_every=save_every, sample_every=sample_every)
-        run = _Run(self, run_name, steps)
+        run = _Run(self, run_name, steps, samples=bool(sample_every and sample_prompts))
         with run:
             self.losses = run.progress.losses
             for done in run.steps(bar, log_every):
@@ -138,17 +139,16 @@ class SDVideoTrainer:
             raise ValueError(
                 f"the model's weights are {self.model.dtype}; set mixed_precision to bf16 or fp16 with them"
             )
-        for option in ("xformers", "adam8bit"):
-            if getattr(self, option) and torch.device(self.model.device).type == "cpu":
-                raise ValueError(f"{option}=True needs a GPU and the model is on the CPU; leave it out")
+        if self.xformers and torch.device(self.model.device).type == "cpu":
+            raise ValueError("xformers=True needs a GPU and the model is on the CPU; leave it out")
 
 
 class _Run:
     """One call of train(): what accelerate prepared, and where the run is. As a context it leaves the model clean."""
 
-    def __init__(self, trainer: SDVideoTrainer, name: str, steps: int | None):
+    def __init__(self, trainer: SDVideoTrainer, name: str, steps: int | None, samples: bool):
         self.trainer, self.name, self.output = trainer, name, Path(trainer.output_dir)
-        self.total_steps = steps if steps is not None else 0
+        self.total_steps, self.samples = steps if steps is not None else 0, samples
         self.cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> _Run:
@@ -164,14 +164,16 @@ class _Run:
         t = self.trainer
         self.accelerator = accelerator_for(t, self.output)
         stack.callback(self.accelerator.free_memory)
-        check_sharding(t, self.accelerator)
+        check_sharding(t, self.accelerator, self.samples)
         self.network = Network(t.model.unet, t.lora_rank, t.train_only, t.seed)
         stack.callback(self.network.end)
         rate = t.lr * (samples_per_step(t, self.accelerator) if t.scale_lr else 1)
         optimizer = optimizer_for(list(self.network.trainable().values()), rate, t)
         self.prepared, self.optimizer, loader = self.accelerator.prepare(self.network, optimizer, t.dataloader)
         self.ema = EMA(self.network.trainable(), t.ema) if t.ema is not None else None
-        if self.accelerator.distributed_type not in SHARDED:
+        if is_sharded(self.accelerator):
+            stack.enter_context(no_warning_of_views())
+        else:
             keep_only_trained(self.accelerator, self.network)
         self.batches = Batches(t, loader, self.accelerator)
         stack.callback(self.batches.close)
@@ -212,14 +214,13 @@ class _Run:
         with self._averaged():
             weights: dict[str, Any] = self.accelerator.get_state_dict(self.prepared)  # gathered where they are split
             if self.accelerator.is_main_process:
-                self.network.save(weights, self.file, self.trainer.save_dtype, self.progress.step)
+                how = self.trainer.distillation.sampler.metadata() if self.trainer.distillation else {}
+                self.network.save(weights, self.file, self.trainer.save_dtype, self.progress.step, how)
         if self.trainer.save_states:
             save_state(self.accelerator, self.states, self.progress, self.ema)
 
     def sample(self, prompts: Sequence[str]) -> None:
         """Writes a GIF of each prompt, drawn by the averaged weights where there are any."""
-        if self.accelerator.distributed_type in SHARDED:
-            raise ValueError("sample_every needs whole weights, and these are split over processes; leave it out")
         if not self.accelerator.is_main_process:
             return
         folder = self.output / f"{self.name}_samples"
@@ -285,7 +286,7 @@ class _Run:
         return lambda x, timesteps: self.prepared(x, timesteps, context)
 
     def _teacher(self, context: Tensor) -> Teacher:
-        empty = self.batches.empty.float().expand_as(context)
+        empty = self.batches.empty.float().expand_as(context).contiguous()  # else torch.compile starts once more
 
         def teacher(x: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
             with self.network.without_lora():
@@ -298,6 +299,7 @@ class _Run:
         settings = {
             "batches": len(t.dataloader),
             "processes": self.accelerator.num_processes,
+            "fsdp": is_sharded(self.accelerator) or None,
             **{name: getattr(t, name) for name in SAME_IN_A_RUN},
             "distillation": asdict(t.distillation) if t.distillation else None,
         }

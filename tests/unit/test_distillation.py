@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
+from sdvideo_core import demo
+from sdvideo_core.lcm import LCM
 from sdvideo_core.schedule import NoiseSchedule
 from sdvideo_core.training import Distillation
 from sdvideo_core.training.distillation import HUBER, ConsistencyLoss
@@ -117,6 +120,27 @@ def test_a_run_makes_a_lora_for_few_steps(model, tmp_path):
     assert [path.name for path in (tmp_path / "few_samples").iterdir()] == ["00000006_0.gif"]
 
 
+def test_the_lora_carries_how_it_is_sampled(model, tmp_path):
+    few = make_trainer(model, tmp_path, lora_rank=2, distillation=Distillation(2.0, 10, 5.0))
+    plain = make_trainer(model, tmp_path, lora_rank=2)
+    files = [trainer.train(name, steps=1, bar=False) for name, trainer in (("few", few), ("plain", plain))]
+    with safe_open(files[0], "pt") as file:
+        metadata = file.metadata()
+    assert (metadata["sdvideo.lcm_timesteps"], metadata["sdvideo.lcm_timestep_scaling"]) == ("10", "5.0")
+    assert [LCM.from_file(file) for file in files] == [LCM(5.0, 10), None]
+
+
+def test_the_networks_calls_differ_in_what_they_compute_alone(model, tmp_path):
+    """torch.compile compiles once more for a tensor that is laid out in another way."""
+    layouts = []
+    hook = model.unet.register_forward_pre_hook(lambda _unet, args: layouts.append([a.stride() for a in args]))
+    trainer = make_trainer(model, tmp_path, lora_rank=2, distillation=Distillation())
+    trainer.train(steps=1, bar=False)
+    hook.remove()
+    assert len(layouts) == 4
+    assert layouts == layouts[:1] * 4
+
+
 def test_the_teacher_is_the_model_without_the_lora(model):
     x, t, context = torch.randn(1, 4, 2, 2, 2), torch.tensor([500]), torch.randn(1, 3, model.unet.config.context_dim)
     with torch.no_grad():
@@ -136,3 +160,13 @@ def test_only_a_lora_can_be_distilled(model, tmp_path):
         make_trainer(model, tmp_path, distillation=Distillation())
     with pytest.raises(ValueError, match="has no LoRA"), Network(model.unet).without_lora():
         pass
+
+
+def test_the_demo_models_lora_is_found_or_said_to_be_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "FEW_STEPS_LORA", tmp_path / "few.safetensors")
+    with pytest.raises(
+        FileNotFoundError, match=r"few\.safetensors is missing, .* install the package again, or make it"
+    ):
+        demo.few_steps_lora()
+    (tmp_path / "few.safetensors").touch()
+    assert demo.few_steps_lora() == tmp_path / "few.safetensors"

@@ -1,5 +1,6 @@
 """SDVideo and the command line with samplers and guidance options: defaults, effects, refusals, and demo videos."""
 
+import argparse
 import functools
 from collections.abc import Callable
 
@@ -7,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
-from sdvideo_core import SDVideo, cli_sampling, demo_model, save_pngs
+from sdvideo_core import SDVideo, cli_defaults, cli_sampling, demo_model, save_pngs
 from sdvideo_core.cli import build_parser, main
 from sdvideo_core.demo.reading import read_scene
 from sdvideo_core.frames import video_to_images
-from sdvideo_core.guidance import cosine_guidance, guidance_interval
+from sdvideo_core.guidance import cosine_guidance, guidance_interval, scale_over_steps
 from sdvideo_core.lcm import LCM
-from sdvideo_core.samplers import SAMPLERS
+from sdvideo_core.samplers import SAMPLERS, find_sampler
+from sdvideo_core.schedule import NoiseSchedule
 
 OTHERS = [name for name in SAMPLERS if name != "ddim"]
 OFF = {
@@ -78,6 +81,25 @@ def test_options_of_a_sampler_are_taken(sample):
     assert not torch.equal(sample(sampler=LCM(grid="even")), sample(sampler="lcm"))
 
 
+class Halving:
+    """A sampler of a user's own, which shares nothing with ours but its two methods."""
+
+    def timesteps(self, schedule, num_steps, t_start=None):
+        return [999] * (t_start or num_steps)
+
+    def sample(self, eps_model, x, schedule, num_steps, t_start=None, generator=None, callback=None):
+        for index, t in enumerate(self.timesteps(schedule, num_steps, t_start)):
+            x = x - eps_model(x, t) / 2
+            callback(index, num_steps, x)
+        return x
+
+
+def test_any_object_with_the_two_methods_is_a_sampler(sample):
+    video = sample(sampler=Halving())
+    assert torch.equal(sample(sampler=Halving()), video)
+    assert not torch.equal(sample(), video)
+
+
 def test_a_constant_schedule_is_that_scale(sample):
     assert torch.equal(sample(guidance_schedule=[5.0]), sample(guidance_scale=5.0))
 
@@ -131,8 +153,14 @@ def test_ten_steps_of_a_solver_follow_the_prompt(sampler):
 # Command line
 
 
+def parse(*options: str) -> argparse.Namespace:
+    return build_parser().parse_args(["txt2vid", "model", "prompt", *options])
+
+
 def settings(*options: str) -> dict:
-    return cli_sampling.settings(build_parser().parse_args(["txt2vid", "model", "prompt", *options]))
+    args = parse(*options)
+    cli_defaults.complete(args, None)
+    return cli_sampling.settings(args)
 
 
 def test_the_command_line_knows_every_sampler():
@@ -146,6 +174,49 @@ def test_options_reach_the_python_api():
     assert settings("--dynamic-thresholding", "0.995")["dynamic_thresholding"] == 0.995
     interval = settings("--cfg", "7", "--cfg-interval", "0.2,0.8")["guidance_schedule"]
     assert [interval(progress) for progress in (0.1, 0.2, 0.8, 0.9)] == [1, 7, 7, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "sampler"),
+    [
+        ([], LCM(original_steps=20)),
+        (["--lcm-original-steps", "10"], LCM(original_steps=10)),
+        (["--lcm-grid", "even"], LCM(original_steps=20, grid="even")),
+    ],
+)
+def test_lcm_is_as_the_lora_says_unless_told_otherwise(tmp_path, options, sampler):
+    silent, saying = (str(tmp_path / name) for name in ("silent.safetensors", "saying.safetensors"))
+    save_file({"a": torch.zeros(1)}, silent)
+    save_file({"a": torch.zeros(1)}, saying, LCM(original_steps=20).metadata())
+    assert settings("--sampler", "lcm", "--lora", silent, "--lora", saying, *options)["sampler"] == sampler
+    assert settings("--sampler", "lcm", "--lora", silent)["sampler"] == LCM()
+
+
+@pytest.mark.parametrize("option", [["--lcm-original-steps", "20"], ["--lcm-grid", "even"]])
+def test_options_of_lcm_are_refused_with_other_samplers(option):
+    with pytest.raises(ValueError, match=f"{option[0]} with --sampler unipc; it belongs to --sampler lcm"):
+        settings("--sampler", "unipc", *option)
+
+
+def test_a_scale_that_a_schedule_would_replace_is_refused(capsys):
+    options = ["--cfg", "9", "--cfg-schedule", "12,4"]
+    with pytest.raises(ValueError, match=r"^--cfg 9 has no effect beside --cfg-schedule; leave one of them out$"):
+        cli_sampling.check(parse(*options))
+    cli_sampling.check(parse("--cfg-schedule", "12,4"))
+    cli_sampling.check(parse("--cfg", "9", "--cfg-interval", "0,1"))
+    assert main(["txt2vid", "nowhere", "prompt", *options]) == 1
+    assert "--cfg 9 has no effect" in capsys.readouterr().err
+
+
+def test_help_says_where_a_schedule_starts_in_video_to_video(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert "such as 12,4; video to video runs the last part of the way, so --strength 0.5 starts that one at 8" in (
+        " ".join(capsys.readouterr().out.split())
+    )
+    for name in ("ddim", "dpm++2m", "unipc"):
+        first = find_sampler(name).timesteps(NoiseSchedule(), 50, t_start=25)[0]
+        assert scale_over_steps((12, 4))(first) == pytest.approx(8, abs=0.2)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from sdvideo_core.ddim import draw_noise
-from sdvideo_core.lcm import LCM, c_out, c_skip, guidance_embedding
-from sdvideo_core.samplers import DDIM, SAMPLERS, find_sampler
+from sdvideo_core.ddim import DDIM
+from sdvideo_core.lcm import LCM, c_out, c_skip, consistency, guidance_embedding
+from sdvideo_core.sampler import draw_noise
+from sdvideo_core.samplers import SAMPLERS, find_sampler
 from sdvideo_core.schedule import NoiseSchedule
 
 SHAPE = (1, 4, 3, 8, 4)  # (B, C, F, h, w)
@@ -105,7 +107,7 @@ def test_one_step_of_lcm_is_the_consistency_function_and_draws_nothing():
     x, source = draw_noise(SHAPE, generator()), generator(1)
     state = source.get_state()
     found = LCM().sample(wavy_eps, x, SCHEDULE, 1, generator=source)
-    assert torch.equal(found, LCM().consistency(x, wavy_eps(x, 999), 999, SCHEDULE))
+    assert torch.equal(found, consistency(x, SCHEDULE.remove_noise(x, wavy_eps(x, 999), 999), 999.0, 4.0))
     assert torch.equal(source.get_state(), state)
 
 
@@ -115,6 +117,29 @@ def test_the_consistency_function_is_the_identity_at_timestep_0(scaling):
     timesteps = torch.arange(1.0, 1000.0)
     assert c_skip(timesteps, scaling).max() < 0.016
     assert (1 - c_out(timesteps, scaling)).max() < 0.008
+
+
+@pytest.mark.parametrize("scaling", [4.0, 0.001])
+def test_the_consistency_function_takes_the_timesteps_of_each_video(scaling):
+    x, x0 = (torch.randn(3, *SHAPE[1:], generator=generator(seed)) for seed in (1, 2))
+    timesteps = [19, 500, 999]
+    each = [consistency(x[i], x0[i], float(t), scaling) for i, t in enumerate(timesteps)]
+    together = consistency(x, x0, torch.tensor(timesteps, dtype=torch.float32).view(3, 1, 1, 1, 1), scaling)
+    torch.testing.assert_close(together, torch.stack(each), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("said", [LCM(), LCM(10.0, 20, "even")])
+def test_a_lora_says_how_it_is_sampled(tmp_path, said):
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", said.metadata() | {"other": "1"})
+    assert LCM.from_file(tmp_path / "a.safetensors") == said
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "folder", "nowhere.safetensors"])
+def test_what_does_not_say_it_is_told_apart(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.pt").write_bytes(b"anything")
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"step": "7"})
+    assert LCM.from_file(tmp_path / name) is None
 
 
 def test_unknown_grids_and_samplers_are_refused_with_what_there_is():

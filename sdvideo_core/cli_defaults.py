@@ -1,0 +1,27 @@
+"""Defaults of the command line: size, steps and guidance scale, where the user leaves them to the model."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .families import Family
+
+LCM_STEPS, LCM_SCALE = 4, 1.0  # what few-step models are made for
+STEPS = "denoising steps, 1..999; default: what the model's authors suggest, 50 if unknown; 4 with --sampler lcm"
+SCALE = "guidance scale; 1 ignores --negative, twice as fast; default: as for --steps, 9 if unknown; 1 with lcm"
+SIZE = "default: what the model was trained on, 256x256 if unknown"
+
+
+def complete(args: argparse.Namespace, family: Family | None) -> None:
+    """Sets the size, steps and cfg that were not given: to what the sampler needs, else to what suits the family."""
+    from .families import MODELSCOPE
+
+    family, is_lcm = family or MODELSCOPE, args.sampler == "lcm"
+    if args.size is None:
+        args.size = (family.width, family.height)
+    if args.steps is None:
+        args.steps = LCM_STEPS if is_lcm else family.steps
+    if args.cfg is None:
+        args.cfg = LCM_SCALE if is_lcm else family.guidance_scale
