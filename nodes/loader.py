@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .comfy_bridge.encoders import check_parts, load_clip, load_vae
+from .comfy_bridge.encoders import load_encoders
 from .comfy_bridge.folders import OWN, check_names, model_directories, model_directory, part_names, part_path
 from .comfy_bridge.model import load_model, model_summary
 
@@ -69,9 +69,8 @@ class SDVideoModelScopeLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model: str, vae: str = OWN, clip: str = OWN) -> io.NodeOutput:
         path = model_directory(model)
-        vae_path, clip_path = part_path(vae, "vae", path), part_path(clip, "clip", path)
-        check_parts(path, clip_path, vae_path)
-        return io.NodeOutput(load_model(path), load_clip(clip_path), load_vae(vae_path), model_summary(path))
+        encoders = load_encoders(path, part_path(clip, "clip", path), part_path(vae, "vae", path))
+        return io.NodeOutput(load_model(path), *encoders, model_summary(path))
 
 
 def _part_input(name: str, models: list[str], tooltip: str) -> io.Input:

@@ -150,14 +150,14 @@ def use_channels_last(module: nn.Module) -> None:
             parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
 
 
-def check_parts(unet: UNetConfig, vae: VAEConfig, text: TextConfig, directory: str | Path) -> None:
-    """Raises CheckpointError unless the three networks of a model fit each other."""
-    if text.width != unet.context_dim:
+def check_parts(unet: UNetConfig, vae: VAEConfig | None, text: TextConfig | None, directory: str | Path) -> None:
+    """Raises CheckpointError unless the networks of a model fit each other; one that is not there fits."""
+    if text and text.width != unet.context_dim:
         raise CheckpointError(
             f"{directory}: the text encoder gives {text.width} numbers a token, the UNet takes {unet.context_dim}; "
             "the text encoder belongs to another model"
         )
-    if vae.z_channels != unet.in_dim:
+    if vae and vae.z_channels != unet.in_dim:
         raise CheckpointError(
             f"{directory}: the autoencoder has {vae.z_channels} latent channels, the UNet takes {unet.in_dim}; "
             "the autoencoder belongs to another model"

@@ -14,10 +14,12 @@ import comfy.sd1_clip
 import comfy.utils
 import folder_paths
 import torch
+from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor
 
 from ...sdvideo_core import checkpoint
 from ...sdvideo_core.config import TextConfig
+from ...sdvideo_core.layouts import PARTS, SINGLE, find_layout
 from ...sdvideo_core.vae import AutoencoderKL
 
 # What ComfyUI's autoencoder wants to be told beside the fields of VAEConfig.
@@ -31,11 +33,31 @@ VAE_CONSTANTS = {
 }
 
 
-def check_parts(model: str | Path, clip: str | Path, vae: str | Path) -> None:
-    """Raises unless a model's UNet fits the text encoder and the autoencoder, which may be another model's."""
-    paths = {"unet": model, "vae": vae, "text encoder": clip}
-    unet, autoencoder, text = (checkpoint.read_network(path, part, "meta").config for part, path in paths.items())
-    checkpoint.check_parts(unet, autoencoder, text, model)
+Encoders = tuple[comfy.sd.CLIP | ExecutionBlocker, comfy.sd.VAE | ExecutionBlocker]
+
+
+def load_encoders(model: Path, clip: Path, vae: Path) -> Encoders:
+    """CLIP and VAE for a model's UNet; of a UNet's file alone, with none from elsewhere, outputs that cannot be used.
+
+    Raises unless they fit the UNet. Stock loaders may take the place of an output that is not used.
+    """
+    layout = find_layout(model)
+    alone = {part for part in layout.missing if layout.name == SINGLE and "unet" in layout.parts}
+    missing = {part for part, place in (("text encoder", clip), ("vae", vae)) if place == model and part in alone}
+    places = {"unet": model, "vae": vae, "text encoder": clip}
+    found = {part: checkpoint.read_network(places[part], part, "meta").config for part in places.keys() - missing}
+    checkpoint.check_parts(found["unet"], found.get("vae"), found.get("text encoder"), model)
+    return (
+        _blocker(model, "text encoder", "clip") if "text encoder" in missing else load_clip(clip),
+        _blocker(model, "vae", "vae") if "vae" in missing else load_vae(vae),
+    )
+
+
+def _blocker(model: Path, part: str, widget: str) -> ExecutionBlocker:
+    return ExecutionBlocker(
+        f"{model.name} has no {PARTS[part]}; choose where it comes from at {widget} of Load ModelScope Video Model, "
+        "or connect a stock loader"
+    )
 
 
 def _storable(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -66,6 +66,10 @@ def _model_folders(root: Path) -> Iterator[Path]:
 def model_directory(name: str) -> Path:
     """The path of a listed model; a name that is not listed is refused, whatever path it spells."""
     directories, roots = model_directories(), folder_paths.get_folder_paths(MODEL_FOLDER)
+    # Older graphs name the UNet's file of a model right in the root, which is listed as the root.
+    for file in (Path(root, name) for root in roots if Path(name).name == name and Path(name).stem in PART_STEMS):
+        if name not in directories and file.is_file():
+            return file
     if name == ROOT and name not in directories:
         name = next((Path(root).name for root in roots if Path(root) in directories.values()), name)
     if name not in directories:

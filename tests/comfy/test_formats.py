@@ -74,7 +74,7 @@ def text_in_comfy(folder):
 
 
 def load_in_comfy(ways):
-    from sdvideo.nodes.comfy_bridge.folders import model_directories, part_names
+    from sdvideo.nodes.comfy_bridge.folders import model_directories, model_directory, part_names
 
     from tests.comfy import called_nodes as calls
 
@@ -91,8 +91,15 @@ def load_in_comfy(ways):
         found[name] = calls.call("SDVideoVAEDecode", {"samples": samples}, loaded[2])[0]
         found[f"log of {name}"] = [line for line in logged if line.startswith("SDVideo:")]
     found["info"] = calls.call("SDVideoModelScopeLoader", "zeroscope_v2_576w")[3]
+    model, clip, vae = calls.load("lone/unet.safetensors")
+    found["blocked"] = [clip.message, vae.message]
+    samples = calls.sample(model, calls.encode(calls.load("zeroscope_v2_576w")[1]), calls.empty(), cfg=3.0)
+    found["UNet with stock loaders"] = samples
+    old = model_directory("lone/unet.safetensors").parents[1] / "text2video_pytorch_model.pth"
+    old.touch()  # where the pack of 2024 had it
+    found["named by its file"] = model_directory(old.name).name
+    old.unlink()
     for name, parts in (
-        ("no vae", {}),
         ("strange vae", {"vae": "../one"}),
         ("wrong vae", {"vae": "text_encoders/one.bin"}),
     ):
@@ -149,9 +156,20 @@ def test_the_loader_tells_what_the_model_is(found):
     )
 
 
+def test_a_unet_alone_is_a_model_and_its_missing_parts_say_where_they_may_come_from(found):
+    assert found["blocked"] == [
+        f"unet.safetensors has no {part}; choose where it comes from at {widget} of Load ModelScope Video Model, or "
+        "connect a stock loader"
+        for part, widget in (("OpenCLIP text tower", "clip"), ("autoencoder", "vae"))
+    ]
+    assert torch.isfinite(found["UNet with stock loaders"]).all()
+
+
+def test_a_unet_right_in_the_models_folder_goes_by_the_name_older_graphs_have(found):
+    assert found["named by its file"] == "text2video_pytorch_model.pth"
+
+
 def test_what_cannot_be_used_is_named(found):
     errors = found["errors"]
-    assert "is a ModelScope UNet; expected a ModelScope" in errors["no vae"]
-    assert "in the loader node" in errors["no vae"]
     assert errors["strange vae"].startswith("model '../one' is not in ")
     assert errors["wrong vae"].startswith("model 'text_encoders/one.bin' is not in ")
