@@ -23,9 +23,9 @@ from torch import Tensor
 
 from ...sdvideo_core import checkpoint
 from ...sdvideo_core.config import UNetConfig
-from ...sdvideo_core.families import Family, family_of, far_from_training, summary
-from ...sdvideo_core.layouts import find_layout, names_of
+from ...sdvideo_core.families import Family, far_from_training, find_family, summary
 from ...sdvideo_core.unet import UNetSD
+from .live_preview import preview_sampling
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
@@ -158,18 +158,16 @@ def load_model(path: str | Path, disable_dynamic: bool = False) -> comfy.model_p
         weights = {key: weight.to(dtype) for key, weight in weights.items()}
     model.load_model_weights(weights, assign=True)
     patcher.cached_patcher_init = (load_model, (path,))
-    warn = functools.partial(_warn_far_from_training, _family(path))
-    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, "sdvideo_family", warn)
+    warn = functools.partial(_warn_far_from_training, find_family(path))
+    sampling = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+    patcher.add_wrapper_with_key(sampling, "sdvideo_family", warn)
+    patcher.add_wrapper_with_key(sampling, "sdvideo_preview", preview_sampling)
     return patcher
 
 
-def _family(path: str | Path) -> Family | None:
-    return family_of(names_of(find_layout(path)))
-
-
 def model_summary(path: str | Path) -> str:
-    """Which model lies at a path, by its name, and how it is best used."""
-    return summary(_family(path))
+    """Which model lies at a path, and how it is best used."""
+    return summary(find_family(path))
 
 
 def _warn_far_from_training(family: Family | None, executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:

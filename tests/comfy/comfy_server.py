@@ -191,11 +191,12 @@ class ComfyServer:
         """The API graph of a workflow file's JSON, with this server's schemas."""
         return api_graph(workflow, self.object_info())
 
-    def queue(self, graph: Graph, workflow: Json | None = None) -> str:
+    def queue(self, graph: Graph, workflow: Json | None = None, previews: str = "default") -> str:
         """Queue an API graph, return its prompt id. `workflow` is what nodes save in files beside it."""
         self._connect()
         self.messages = []
-        extra_data = {} if workflow is None else {"extra_pnginfo": {"workflow": workflow}}
+        extra_data: Json = {"preview_method": previews}
+        extra_data |= {} if workflow is None else {"extra_pnginfo": {"workflow": workflow}}
         body = {"prompt": graph, "client_id": self._client_id, "extra_data": extra_data}
         reply = self.post("/prompt", body)
         # ComfyUI accepts a graph when one of its output nodes is valid; here the others matter too.

@@ -1,0 +1,98 @@
+"""Live preview: while a clip is sampled, the browser gets all its frames, and how fast it goes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import comfy.cli_args
+import torch
+from comfy.latent_formats import LatentFormat
+from PIL import Image
+from server import PromptServer
+from torch import Tensor
+
+EVENT = "sdvideo.sampling"
+SHORTEST_WAIT = 0.1  # seconds; a browser gains nothing from more
+# A preview waits this many times as long as the last one took to make, so all of them stay under 3 % of the time.
+WAITS = 40
+MAX_FRAMES, MAX_SIDE = 32, 96  # of a preview; latents are an eighth of the frames' size
+
+Callback = Callable[[int, Tensor, Tensor, int], None]  # (index of the step, clean latents, latents, number of steps)
+
+
+def preview_sampling(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """ComfyUI's outer_sample, with a callback that reports to the browser whatever the sampler is."""
+    *before, callback = args[:6]  # noise, latents, sampler, sigmas, mask, callback
+    latent_format = executor.class_obj.model_patcher.model.latent_format
+    return executor(*before, _reporting(callback, latent_format), *args[6:], **kwargs)
+
+
+def _reporting(callback: Callback | None, latent_format: LatentFormat) -> Callback:
+    report = _Report(latent_format)
+
+    def both(index: int, x0: Tensor, x: Tensor, num_steps: int) -> None:
+        if callback:
+            callback(index, x0, x, num_steps)
+        report.step(index, x0, num_steps)
+
+    return both
+
+
+class _Report:
+    """One run of a sampler."""
+
+    def __init__(self, latent_format: LatentFormat) -> None:
+        self.latent_format = latent_format
+        self.started = self.due = time.monotonic()
+        self.first = 0.0  # when the first step ended, which also loads and compiles
+
+    def step(self, index: int, x0: Tensor, num_steps: int) -> None:
+        now = time.monotonic()
+        self.first = self.first or now
+        if now < self.due:
+            return
+        seconds = (now - self.first) / index if index else now - self.started
+        left = (num_steps - index - 1) * seconds
+        speed = {"step": index + 1, "steps": num_steps, "seconds_per_step": seconds, "seconds_left": left}
+        _send(speed | _clip(x0, self.latent_format))
+        after = time.monotonic()
+        self.due = after + max(SHORTEST_WAIT, WAITS * (after - now))
+
+
+def _send(report: dict[str, Any]) -> None:
+    server = getattr(PromptServer, "instance", None)  # there is none where ComfyUI is a library
+    if server and server.client_id is not None:
+        server.send_sync(EVENT, {"node": server.last_node_id, **report}, server.client_id)
+
+
+def _clip(x0: Tensor, latent_format: LatentFormat) -> dict[str, Any]:
+    """The frames of clean latents (F, 4, h, w) as one picture of rows and columns; nothing where previews are off."""
+    if comfy.cli_args.args.preview_method == comfy.cli_args.LatentPreviewMethod.NoPreviews:
+        return {}
+    frames = latents_to_frames(x0[0].transpose(0, 1) if x0.ndim == 5 else x0, latent_format)
+    num_frames, height, width, _ = frames.shape
+    columns = math.ceil(math.sqrt(num_frames))
+    sheet = Image.new("RGB", (columns * width, math.ceil(num_frames / columns) * height))
+    for index, frame in enumerate(frames.numpy()):
+        sheet.paste(Image.fromarray(frame), (index % columns * width, index // columns * height))
+    file = io.BytesIO()
+    sheet.save(file, "JPEG", quality=85)
+    image = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return {"sheet": {"image": image, "frames": num_frames, "columns": columns, "width": width, "height": height}}
+
+
+def latents_to_frames(latents: Tensor, latent_format: LatentFormat) -> Tensor:
+    """Rough colours of latents (F, 4, h, w) -> uint8 (F, h, w, 3) on the CPU, no more and no larger than a preview."""
+    stride = math.ceil(len(latents) / MAX_FRAMES)
+    latents = latents[::stride].float()
+    scale = MAX_SIDE / max(latents.shape[2:])
+    if scale < 1:
+        latents = torch.nn.functional.interpolate(latents, scale_factor=scale, mode="area")
+    to_rgb = torch.tensor(latent_format.latent_rgb_factors, device=latents.device)  # (4, 3)
+    colors = latents.movedim(1, 3) @ to_rgb
+    return colors.add(1).mul(127.5).clamp(0, 255).byte().cpu()

@@ -1,0 +1,132 @@
+"""Live previews while a clip is sampled: all its frames and the speed, for every sampler, and off where users say so."""
+
+import base64
+import copy
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+NUM_FRAMES, WIDTH, HEIGHT, STEPS = 5, 80, 64, 3
+
+GRAPH = {
+    "loader": {"class_type": "SDVideoModelScopeLoader", "inputs": {"model": "demo"}},
+    "text": {
+        "class_type": "SDVideoTextEncode",
+        "inputs": {"clip": ["loader", 1], "positive": "a red circle", "negative": ""},
+    },
+    "latent": {
+        "class_type": "EmptyLatentImage",
+        "inputs": {"width": WIDTH, "height": HEIGHT, "batch_size": NUM_FRAMES},
+    },
+    "sampler": {
+        "class_type": "KSampler",
+        "inputs": {
+            "model": ["loader", 0],
+            "positive": ["text", 0],
+            "negative": ["text", 1],
+            "latent_image": ["latent", 0],
+            "seed": 0,
+            "steps": STEPS,
+            "cfg": 9.0,
+            "sampler_name": "euler",
+            "scheduler": "normal",
+            "denoise": 1.0,
+        },
+    },
+    "decode": {"class_type": "VAEDecode", "inputs": {"samples": ["sampler", 0], "vae": ["loader", 2]}},
+    "show": {"class_type": "PreviewImage", "inputs": {"images": ["decode", 0]}},
+}
+
+
+def with_ddim(graph):
+    graph = copy.deepcopy(graph)
+    inputs = graph["sampler"]["inputs"]
+    stock = {name: inputs.pop(name) for name in ("sampler_name", "scheduler", "latent_image")}
+    graph["sampler"] = {
+        "class_type": "SDVideoDDIMSampler",
+        "inputs": {**inputs, "eta": 0.0, "latent": stock["latent_image"]},
+    }
+    return graph
+
+
+def reports(server, graph, seed, **options):
+    graph = copy.deepcopy(graph)
+    graph["sampler"]["inputs"]["seed"] = seed
+    server.wait(server.queue(graph, **options))
+    return [message["data"] for message in server.messages if message["type"] == "sdvideo.sampling"]
+
+
+@pytest.mark.parametrize("sampler", ["stock", "ddim"])
+def test_the_browser_gets_all_frames_and_the_speed(server, comfy_demo, sampler):
+    first, *_ = reports(server, GRAPH if sampler == "stock" else with_ddim(GRAPH), seed=1)
+    assert (first["node"], first["step"], first["steps"]) == ("sampler", 1, STEPS)
+    assert first["seconds_left"] == pytest.approx((STEPS - 1) * first["seconds_per_step"])
+    sheet = first["sheet"]
+    assert {name: sheet[name] for name in ("frames", "columns", "width", "height")} == {
+        "frames": NUM_FRAMES,
+        "columns": 3,
+        "width": WIDTH // 8,
+        "height": HEIGHT // 8,
+    }
+    picture = Image.open(io.BytesIO(base64.b64decode(sheet["image"].removeprefix("data:image/jpeg;base64,"))))
+    assert picture.size == (3 * WIDTH // 8, 2 * HEIGHT // 8)
+
+
+def test_no_frames_are_sent_where_previews_are_off(server, comfy_demo):
+    first, *_ = reports(server, GRAPH, seed=2, previews="none")
+    assert first["steps"] == STEPS
+    assert "sheet" not in first
+
+
+def frames_in_comfy(latents):
+    import latent_preview
+    import numpy as np
+    import sdvideo.nodes.comfy_bridge.live_preview as live
+    from comfy.latent_formats import SD15
+
+    stock = latent_preview.Latent2RGBPreviewer(SD15().latent_rgb_factors)
+    frames = [np.asarray(stock.decode_latent_to_preview(latents[i : i + 1])) for i in range(len(latents))]
+    long = live.latents_to_frames(torch.zeros(70, 4, 9, 200), SD15())
+    return {
+        "ours": live.latents_to_frames(latents, SD15()),
+        "stock": torch.from_numpy(np.stack(frames)),
+        "long": long,
+    }
+
+
+def test_each_frame_is_what_the_stock_preview_shows_of_the_first(in_comfy):
+    found = in_comfy(frames_in_comfy, latents=torch.randn(3, 4, 6, 7, generator=torch.Generator().manual_seed(0)))
+    assert found["ours"].shape == (3, 6, 7, 3)
+    assert (found["ours"].int() - found["stock"].int()).abs().max() <= 1
+    num_frames, height, width, _ = found["long"].shape
+    assert (num_frames, width) == (24, 96)  # every third frame, 200 pixels made 96
+    assert height == 4
+
+
+def waits_in_comfy():
+    """When reports are sent, by a clock of ours: 0.2 s a step, 0.1 s a report."""
+    import sdvideo.nodes.comfy_bridge.live_preview as live
+    from comfy.latent_formats import SD15
+
+    now, sent = 100.0, []
+
+    def send(report):
+        nonlocal now
+        now += 0.1
+        sent.append((report["step"], report["seconds_per_step"]))
+
+    live._send, live.time.monotonic = send, lambda: now
+    report = live._Report(SD15())
+    for index in range(60):
+        now += 0.2
+        report.step(index, torch.zeros(2, 4, 8, 8), 60)
+    return {"sent": sent, "seconds": now - 100}
+
+
+def test_reports_wait_until_they_cost_under_3_percent(in_comfy):
+    found = in_comfy(waits_in_comfy)
+    steps = [step for step, _ in found["sent"]]
+    assert steps[0] == 1 and len(steps) > 2
+    assert 0.1 * (len(steps) - 1) <= 0.03 * found["seconds"]
