@@ -18,18 +18,30 @@ KEY := $(shell (echo "$(CURDIR)"; cat pyproject.toml constraints.txt $(if $(COMF
 PACKAGE := $(VENV)/package-$(KEY)
 TOOLS := $(VENV)/tools-$(KEY)
 
+# Some tests look at ComfyUI in the system's Chromium. Without it they are skipped, and say so.
+CHROMIUM = $(firstword $(foreach name,chromium chromium-browser google-chrome google-chrome-stable,$(shell command -v $(name))))
+APT_GET = $(shell command -v apt-get >/dev/null || exit; \
+	if [ "$$(id -u)" = 0 ]; then echo apt-get; elif sudo -n true 2>/dev/null; then echo sudo -n apt-get; fi)
+
 # pyright's Node.js and its own code are installed packages; without this it asks the network for a newer version.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help test lint types format demo retrain-demo bench clean distclean
+.PHONY: help test lint types chromium format demo retrain-demo bench clean distclean
 .NOTPARALLEL:
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Two workers of one thread each: the models here are too small for a second thread to help.
-test: lint types ## set up, lint, types, then all tests; ComfyUI's too where there is one ($COMFYUI_PATH)
+test: lint types chromium ## set up, lint, types, then all tests; ComfyUI's too where there is one ($COMFYUI_PATH)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+chromium: $(TOOLS) ## install Chromium with apt, where there is a ComfyUI to look at and none yet
+	@if [ -n "$(COMFYUI)" ] && [ -z "$(CHROMIUM)" ] && [ -n "$(APT_GET)" ]; then \
+		echo "Installing Chromium for the tests in a browser"; \
+		$(APT_GET) -qq update && $(APT_GET) -qq install --yes --no-install-recommends chromium >/dev/null \
+		|| echo "Chromium could not be installed: those tests are skipped"; \
+	fi
 
 lint: $(TOOLS) ## check style and layout with ruff
 	@$(PY) -m ruff check .

@@ -51,10 +51,6 @@ class NoiseSchedule:
             )
         return last_steps([1 + k * stride for k in reversed(range(num_steps))], t_start)
 
-    def previous(self, timestep: int, num_steps: int) -> int:
-        """The timestep after `timestep` in sampling order; below the last one it is index 0, not a clean video."""
-        return max(timestep - self.stride(num_steps), 0)
-
     def alpha_cumprod(self, timestep: int) -> float:
         """Share of the signal's variance left at a timestep, 0..1 (alpha-bar of Ho et al. 2020)."""
         return self.alphas_cumprod[timestep].item()

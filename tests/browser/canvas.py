@@ -1,0 +1,122 @@
+"""ComfyUI's canvas in a browser: load a graph, add nodes, run them, drop files on it, and what the console said."""
+
+import base64
+import re
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import ConsoleMessage, Locator, Page, expect
+
+Json = dict[str, Any]
+
+# What ComfyUI's frontend logs by itself when it is used; what it logs at its start is measured.
+STOCK_ERRORS = (
+    r"404.*/api/workflow_templates/.*\.jpg",  # a template without a thumbnail
+    r"404.*/api/view.*filename=undefined",  # Load Image in an empty input folder
+    r"net::ERR_NAME_NOT_RESOLVED",
+)
+
+RUN = """async () => {
+  const ended = new Promise((resolve) => {
+    for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
+      app.api.addEventListener(kind, ({ detail }) => resolve([kind, detail]), { once: true });
+  });
+  return (await app.queuePrompt(0)) ? ended : ["refused", null];
+}"""
+
+DROP = """([place, files]) => {
+  const transfer = new DataTransfer();
+  for (const { name, type, content } of files)
+    transfer.items.add(new File([Uint8Array.from(atob(content), (c) => c.charCodeAt(0))], name, { type }));
+  const [clientX, clientY] = place;
+  const event = { bubbles: true, cancelable: true, dataTransfer: transfer, clientX, clientY };
+  const target = document.elementFromPoint(clientX, clientY);
+  for (const kind of ["dragenter", "dragover", "drop"]) target.dispatchEvent(new DragEvent(kind, event));
+}"""
+
+
+class Canvas:
+    """One page with ComfyUI in it; `renderer` is "classic" or "vue"."""
+
+    def __init__(self, page: Page, renderer: str):
+        self.page = page
+        self.renderer = renderer
+        self.errors: list[str] = []
+        page.on("console", self._on_console)
+        page.on("pageerror", lambda error: self.errors.append(f"{error.name}: {error.message}\n{error.stack}"))
+
+    def open(self, url: str) -> None:
+        self.page.goto(url)
+        # The first start opens the templates over the canvas.
+        close = self.page.get_by_role("button", name="Close dialog").first
+        close.click(timeout=60_000)
+        expect(close).to_be_hidden()
+
+    def clear(self) -> None:
+        # ComfyUI's frontend fails when a file is dropped before its spinner for the one before is gone.
+        expect(self.page.locator(".p-blockui-mask")).to_have_count(0)
+        # A graph of another id, as ComfyUI gives a new node the values of one of the same number before.
+        script = "() => { app.graph.clear(); app.graph.id = crypto.randomUUID(); app.canvas.ds.reset(); }"
+        self.page.evaluate(script)
+        self.page.evaluate("app.canvas.setDirty(true, true)")
+
+    def load(self, workflow: Json) -> None:
+        self.page.evaluate("(workflow) => app.loadGraphData(workflow)", workflow)
+
+    def add(self, node_id: str, position: tuple[int, int] = (250, 150)) -> int:
+        """A new node's number in the graph."""
+        script = """([type, pos]) => {
+          const node = LiteGraph.createNode(type);
+          node.pos = pos;
+          app.graph.add(node);
+          return Number(node.id);
+        }"""
+        return self.page.evaluate(script, [node_id, list(position)])
+
+    def node_types(self) -> list[str]:
+        return sorted(self.page.evaluate("app.graph.nodes.map((node) => node.type)"))
+
+    def serialize(self) -> Json:
+        return self.page.evaluate("app.graph.serialize()")
+
+    def set_widgets(self, values: Json) -> None:
+        """Give all widgets of these names these values."""
+        script = """(values) => {
+          for (const node of app.graph.nodes)
+            for (const widget of node.widgets ?? [])
+              if (widget.name in values) {
+            widget.value = values[widget.name];
+            widget.callback?.(widget.value);
+          }
+        }"""
+        self.page.evaluate(script, values)
+
+    def run(self) -> None:
+        """Queue the graph and wait until it is done."""
+        kind, detail = self.page.evaluate(RUN)
+        assert kind == "execution_success", (kind, detail)
+
+    def show_output(self, number: int, output: Json) -> None:
+        """Tell the page that a node has put this out, as the server does."""
+        script = "([node, output]) => app.api.dispatchCustomEvent('executed', { node, display_node: node, output })"
+        self.page.evaluate(script, [str(number), output])
+
+    def drop(self, *paths: Path, place: tuple[float, float] = (900, 600)) -> None:
+        files = [
+            {"name": path.name, "type": mime_type(path), "content": base64.b64encode(path.read_bytes()).decode()}
+            for path in paths
+        ]
+        self.page.evaluate(DROP, [list(place), files])
+
+    @property
+    def player(self) -> Locator:
+        return self.page.get_by_role("group", name="Video player")
+
+    def _on_console(self, message: ConsoleMessage) -> None:
+        where = re.sub(r"\d{5,}", "", message.location.get("url", ""))  # ports and times
+        if message.type == "error" and not any(re.search(known, f"{message.text} {where}") for known in STOCK_ERRORS):
+            self.errors.append(f"{message.text} {where}")
+
+
+def mime_type(path: Path) -> str:
+    return {".gif": "image/gif", ".png": "image/png", ".json": "application/json"}[path.suffix]

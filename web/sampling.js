@@ -1,0 +1,108 @@
+/** Live preview: the clip being sampled plays on the node that samples it, with step, speed and time left. */
+
+import { addElementWidget, makeRoom, tag } from "./elements.js";
+
+const FRAME_TIME = 125; // milliseconds; these models are made for 8 frames per second
+const TEXT_HEIGHT = 20; // pixels, in elements.css
+
+/** Follow what the server reports of sampling; a preview is gone when its node is done. */
+export function showSampling(app) {
+  let live = null;
+  const end = () => {
+    live?.close();
+    live = null;
+  };
+  app.api.addEventListener("sdvideo.sampling", ({ detail }) => {
+    const node = app.graph?.getNodeById(detail.node);
+    if (!node) return;
+    if (live?.node !== node) {
+      end();
+      live = new LivePreview(node, app);
+    }
+    live.show(detail);
+  });
+  for (const kind of ["executing", "execution_success", "execution_error", "execution_interrupted"])
+    app.api.addEventListener(kind, end);
+}
+
+class LivePreview {
+  element = tag("div", { className: "sdvideo-live", role: "group", ariaLabel: "Live preview" });
+  #canvas = tag("canvas", { hidden: true, role: "img", ariaLabel: "The clip so far" });
+  #text = tag("output", { ariaLabel: "Progress" });
+  #sheet = null; // {picture, frames, columns, width, height}
+  #restoreStock;
+  #timer = 0;
+  #frame = 0;
+
+  constructor(node, app) {
+    this.node = node;
+    this.element.append(this.#canvas, this.#text);
+    this.#restoreStock = hideStockPreview(node);
+    this.widget = addElementWidget(node, "live_preview", this.element, (width) => this.#heightAt(width), app);
+    makeRoom(node);
+  }
+
+  show(report) {
+    this.#text.value = describe(report);
+    if (report.sheet) this.#load(report.sheet);
+  }
+
+  close() {
+    clearInterval(this.#timer);
+    this.#restoreStock();
+    this.node.removeWidget(this.widget);
+    this.node.setDirtyCanvas(true, true);
+  }
+
+  async #load(sheet) {
+    const picture = new Image();
+    picture.src = sheet.image;
+    await picture.decode();
+    const isFirst = !this.#sheet;
+    this.#sheet = { ...sheet, picture };
+    this.#draw();
+    if (isFirst) this.#start();
+  }
+
+  #start() {
+    Object.assign(this.#canvas, { hidden: false, width: this.#sheet.width, height: this.#sheet.height });
+    this.#draw();
+    makeRoom(this.node);
+    if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+    this.#timer = setInterval(() => {
+      this.#frame = (this.#frame + 1) % this.#sheet.frames;
+      this.#draw();
+    }, FRAME_TIME);
+  }
+
+  #draw() {
+    const { picture, columns, width, height } = this.#sheet;
+    const [column, row] = [this.#frame % columns, Math.floor(this.#frame / columns)];
+    const place = [column * width, row * height, width, height];
+    this.#canvas.getContext("2d").drawImage(picture, ...place, 0, 0, width, height);
+  }
+
+  #heightAt(width) {
+    return TEXT_HEIGHT + (this.#sheet ? Math.round((width * this.#sheet.height) / this.#sheet.width) : 0);
+  }
+}
+
+/** ComfyUI's own preview shows the first frame only. Returns what brings it back. */
+function hideStockPreview(node) {
+  const { hideOutputImages, onDrawBackground } = node;
+  node.hideOutputImages = true; // Vue nodes
+  node.onDrawBackground = undefined; // classic canvas
+  return () => Object.assign(node, { hideOutputImages, onDrawBackground });
+}
+
+function describe({ step, steps, seconds_per_step: seconds, seconds_left: left }) {
+  const speed = seconds < 1 ? `${(1 / seconds).toFixed(1)} steps/s` : `${seconds.toFixed(1)} s/step`;
+  return `${step} / ${steps} · ${speed} · ${clock(left)} left`;
+}
+
+function clock(seconds) {
+  const whole = Math.ceil(seconds);
+  const parts = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  const [hours, ...rest] = parts.map((part) => String(part).padStart(2, "0"));
+  return [...(parts[0] ? [hours] : []), ...rest].join(":");
+}

@@ -1,0 +1,60 @@
+/** Uploads: pictures and videos from this computer into ComfyUI's input folder. */
+
+const AT_ONCE = 4;
+
+/** Send files into a subfolder of the input folder. Returns their names there; onProgress(fraction) in 0..1. */
+export async function upload(files, subfolder, api, onProgress) {
+  const names = [];
+  let next = 0;
+  let done = 0;
+  const sendNext = async () => {
+    while (next < files.length) {
+      const index = next++;
+      names[index] = await send(files[index], subfolder, api);
+      onProgress(++done / files.length);
+    }
+  };
+  onProgress(0);
+  await Promise.all(Array.from({ length: AT_ONCE }, sendNext));
+  return names;
+}
+
+async function send(file, subfolder, api) {
+  const body = new FormData();
+  // By default a file of a chosen folder goes with its path in there.
+  body.append("image", file, file.name);
+  body.append("subfolder", subfolder);
+  const response = await api.fetchApi("/upload/image", { method: "POST", body });
+  if (!response.ok) throw new Error(`${file.name}: HTTP ${response.status}`);
+  return (await response.json()).name;
+}
+
+/** The pictures and videos of a drop, those in folders too: {files, folder}, the name of the folder if it is one. */
+export async function readDrop(transfer) {
+  // The list is empty as soon as this function waits.
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  const files = entries.length ? (await Promise.all(entries.map(readEntry))).flat() : [...transfer.files];
+  return { files: files.filter(isMedia), folder: entries.length === 1 && entries[0].isDirectory ? entries[0].name : "" };
+}
+
+/** The pictures and videos that were chosen in a file dialog, as in readDrop. */
+export function readChoice(input) {
+  const files = [...input.files];
+  return { files: files.filter(isMedia), folder: files[0]?.webkitRelativePath.split("/")[0] ?? "" };
+}
+
+function isMedia(file) {
+  return /^(image|video)\//.test(file.type);
+}
+
+async function readEntry(entry) {
+  if (entry.isFile) return [await new Promise((resolve, reject) => entry.file(resolve, reject))];
+  const reader = entry.createReader();
+  const files = [];
+  for (;;) {
+    // Browsers hand out a folder in parts, at the end an empty one.
+    const part = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+    if (!part.length) return files;
+    for (const inside of part) if (inside.isFile) files.push(...(await readEntry(inside)));
+  }
+}
