@@ -19,19 +19,8 @@ ROOT = Path(__file__).parents[1]
 PACK_ARROWS = {"__init__.py": {"nodes"}, "nodes": {"nodes", "sdvideo_core"}}
 
 BRIDGE = "nodes/comfy_bridge"
-COMFYUI = {
-    *(
-        "comfy",
-        "comfy_api",
-        "comfy_execution",
-        "comfy_extras",
-        "folder_paths",
-        "latent_preview",
-        "node_helpers",
-        "nodes",
-    ),
-    *("server", "aiohttp"),
-}
+COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "latent_preview", "node_helpers"}
+COMFYUI |= {"nodes", "server", "aiohttp"}
 NETWORK = {"ftplib", "http", "smtplib", "socket", "socketserver", "ssl", "urllib", "xmlrpc"}
 STANDARD_LIBRARY = sys.stdlib_module_names - NETWORK
 IMPORT_NAMES = {"open_clip_torch": "open_clip", "Pillow": "PIL"}  # where not the distribution's own

@@ -1,4 +1,4 @@
-"""Live previews while a clip is sampled: all its frames and the speed, for every sampler, and off where users say so."""
+"""Live previews while a clip is sampled: its frames and the speed, for every sampler, off where users say so."""
 
 import base64
 import copy
