@@ -191,4 +191,13 @@ def _result() -> list[io.Input]:
             tooltip="Start of the file's name in models/loras; may hold a subfolder and fields such as "
             "%year%-%month%-%day%.",
         ),
+        io.String.Input(
+            "sample_prompt",
+            default="",
+            optional=True,
+            tooltip="Something to draw now and then while it trains; the clip plays in this node. Empty draws nothing.",
+        ),
+        io.Int.Input(
+            "sample_every", default=100, min=1, max=100000, optional=True, tooltip="Steps between such clips."
+        ),
     ]

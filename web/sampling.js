@@ -43,7 +43,7 @@ class LivePreview {
   }
 
   show(report) {
-    this.#text.value = describe(report);
+    this.#text.value = describeSpeed(report);
     if (report.sheet) this.#load(report.sheet);
   }
 
@@ -95,7 +95,8 @@ function hideStockPreview(node) {
   return () => Object.assign(node, { hideOutputImages, onDrawBackground });
 }
 
-function describe({ step, steps, seconds_per_step: seconds, seconds_left: left }) {
+/** Step, speed and time left of a report, in words. */
+export function describeSpeed({ step, steps, seconds_per_step: seconds, seconds_left: left }) {
   const speed = seconds < 1 ? `${(1 / seconds).toFixed(1)} steps/s` : `${seconds.toFixed(1)} s/step`;
   return `${step} / ${steps} · ${speed} · ${clock(left)} left`;
 }

@@ -1,8 +1,10 @@
-/** SDVideo in the browser: a player in Save GIF, and GIF files that bring back their graph. */
+/** SDVideo in the browser: clips play inside nodes while they are made and after, and GIFs bring back their graph. */
 
 import { app } from "../../scripts/app.js";
 import { openGraphsInGifs } from "./gif_files.js";
+import { showSampling } from "./sampling.js";
 import { SAVE_GIF, addPlayer, menuItems, restore } from "./save_gif.js";
+import { showTraining } from "./training.js";
 
 app.registerExtension({
   name: "SDVideo",
@@ -11,6 +13,8 @@ app.registerExtension({
     const href = new URL("elements.css", import.meta.url).href;
     document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href }));
     openGraphsInGifs(app);
+    showSampling(app);
+    showTraining(app);
   },
 
   nodeCreated(node) {

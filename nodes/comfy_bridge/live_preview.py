@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +12,11 @@ import comfy.cli_args
 import torch
 from comfy.latent_formats import LatentFormat
 from PIL import Image
-from server import PromptServer
 from torch import Tensor
 
+from .browser import Reports
+
 EVENT = "sdvideo.sampling"
-SHORTEST_WAIT = 0.1  # seconds; a browser gains nothing from more
-# A preview waits this many times as long as the last one took to make, so all of them stay under 3 % of the time.
-WAITS = 40
 MAX_FRAMES, MAX_SIDE = 32, 96  # of a preview; latents are an eighth of the frames' size
 
 Callback = Callable[[int, Tensor, Tensor, int], None]  # (index of the step, clean latents, latents, number of steps)
@@ -33,41 +30,14 @@ def preview_sampling(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _reporting(callback: Callback | None, latent_format: LatentFormat) -> Callback:
-    report = _Report(latent_format)
+    reports = Reports(EVENT)
 
     def both(index: int, x0: Tensor, x: Tensor, num_steps: int) -> None:
         if callback:
             callback(index, x0, x, num_steps)
-        report.step(index, x0, num_steps)
+        reports.step(index + 1, num_steps, lambda: _clip(x0, latent_format))
 
     return both
-
-
-class _Report:
-    """One run of a sampler."""
-
-    def __init__(self, latent_format: LatentFormat) -> None:
-        self.latent_format = latent_format
-        self.started = self.due = time.monotonic()
-        self.first = 0.0  # when the first step ended, which also loads and compiles
-
-    def step(self, index: int, x0: Tensor, num_steps: int) -> None:
-        now = time.monotonic()
-        self.first = self.first or now
-        if now < self.due:
-            return
-        seconds = (now - self.first) / index if index else now - self.started
-        left = (num_steps - index - 1) * seconds
-        speed = {"step": index + 1, "steps": num_steps, "seconds_per_step": seconds, "seconds_left": left}
-        _send(speed | _clip(x0, self.latent_format))
-        after = time.monotonic()
-        self.due = after + max(SHORTEST_WAIT, WAITS * (after - now))
-
-
-def _send(report: dict[str, Any]) -> None:
-    server = getattr(PromptServer, "instance", None)  # there is none where ComfyUI is a library
-    if server and server.client_id is not None:
-        server.send_sync(EVENT, {"node": server.last_node_id, **report}, server.client_id)
 
 
 def _clip(x0: Tensor, latent_format: LatentFormat) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,14 +20,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ...sdvideo_core import SDVideo
+from ...sdvideo_core.config import ModelConfig
 from ...sdvideo_core.frames import images_to_frames
+from ...sdvideo_core.layouts import PARTS, SINGLE, find_layout
 from ...sdvideo_core.training import SDVideoTrainer, collate_fn, open_dataset
 from ...sdvideo_core.training.collate import check_options
 from ...sdvideo_core.training.datasets import ClipDataset
 from ...sdvideo_core.training.loss_plot import plot_loss
 from ...sdvideo_core.whole_file import whole_file
+from .browser import Reports
 from .folders import clips_folder, lora_file, model_directory, temporary_folder
 
+PART_FILES = (ModelConfig.unet_file, ModelConfig.vae_file, ModelConfig.text_file)
+EVENT = "sdvideo.training"
+MOST_POINTS = 300
 # A LoRA is float32 whatever it adapts, so the model itself is held in the precision it computes in.
 WEIGHTS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -63,6 +70,7 @@ def train_lora(
 ) -> TrainedLoRA:
     """Trains a LoRA for a listed model; its file in models/loras appears at the end, whole, or not at all."""
     directory, (path, name) = model_directory(model), lora_file(filename_prefix)
+    _check_whole(model, directory)
     comfy.model_management.unload_all_models()
     try:
         with (
@@ -80,8 +88,29 @@ def train_lora(
     return TrainedLoRA(weights, curve.contiguous(), name)
 
 
+def _check_whole(model: str, path: Path) -> None:
+    """Raises unless a model has all its parts; unlike the loader, training has no inputs for those of others."""
+    layout = find_layout(path)
+    if layout.name == SINGLE and "unet" in layout.parts and layout.missing:
+        lacking = " and no ".join(PARTS[part] for part in layout.missing)
+        raise ValueError(
+            f"model {model!r} has no {lacking}, and training takes none from elsewhere; put them with the UNet into "
+            f"one folder of models/text2video, named {', '.join(PART_FILES)} (or .safetensors), and choose that folder"
+        )
+    for missing in layout.missing.values():
+        raise FileNotFoundError(f"model {model!r} cannot be trained: {missing}")
+
+
 def _train(
-    directory: Path, clips: Clips, steps: int, folder: str, batch_size: int, mixed_precision: str, **settings: Any
+    directory: Path,
+    clips: Clips,
+    steps: int,
+    folder: str,
+    batch_size: int,
+    mixed_precision: str,
+    sample_prompt: str = "",
+    sample_every: int = 100,
+    **settings: Any,
 ) -> tuple[Path, list[float]]:
     """The file that holds the trained LoRA, and the loss of each step."""
     device = comfy.model_management.get_torch_device()
@@ -93,19 +122,45 @@ def _train(
         save_states=False,
         **settings,
     )
-    bar = comfy.utils.PROGRESS_BAR_ENABLED
-    file = trainer.train("trained", steps=steps, save_every=steps, bar=bar, callback=_reporter(steps))
+    file = trainer.train(
+        "trained",
+        steps=steps,
+        save_every=steps,
+        sample_every=sample_every,
+        sample_prompts=[sample_prompt] if sample_prompt.strip() else [],
+        bar=comfy.utils.PROGRESS_BAR_ENABLED,
+        callback=_reporter(steps, trainer, Path(folder)),
+    )
     return file, trainer.losses
 
 
-def _reporter(steps: int) -> Callable[[int, int, float], None]:
-    progress = comfy.utils.ProgressBar(steps)
+def _reporter(steps: int, trainer: SDVideoTrainer, folder: Path) -> Callable[[int, int, float], None]:
+    progress, reports = comfy.utils.ProgressBar(steps), Reports(EVENT)
 
     def report(done: int, total: int, _loss: float) -> None:
         progress.update_absolute(done, total)
+        reports.step(done, total, lambda: {"losses": _thinned(trainer.losses), "sample": _newest_sample(folder)})
         comfy.model_management.throw_exception_if_processing_interrupted()
 
     return report
+
+
+def _thinned(losses: list[float]) -> list[float]:
+    """No more points than a plot in a node shows, each the mean of as many steps."""
+    count = math.ceil(len(losses) / MOST_POINTS)
+    return [sum(part) / len(part) for part in (losses[i : i + count] for i in range(0, len(losses), count))]
+
+
+def _newest_sample(folder: Path) -> dict[str, str] | None:
+    """Where ComfyUI serves the newest sample clip."""
+    newest = max(folder.glob("*_samples/*.gif"), default=None)
+    if newest is None:
+        return None
+    return {
+        "filename": newest.name,
+        "subfolder": newest.parent.relative_to(temporary_folder()).as_posix(),
+        "type": "temp",
+    }
 
 
 def _publish(trained: Path, path: Path, metadata: dict[str, str]) -> dict[str, Tensor]:

@@ -16,12 +16,12 @@ STOCK_ERRORS = (
     r"net::ERR_NAME_NOT_RESOLVED",
 )
 
-RUN = """async () => {
-  const ended = new Promise((resolve) => {
+START = """async () => {
+  window.ended = new Promise((resolve) => {
     for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
       app.api.addEventListener(kind, ({ detail }) => resolve([kind, detail]), { once: true });
   });
-  return (await app.queuePrompt(0)) ? ended : ["refused", null];
+  return app.queuePrompt(0);
 }"""
 
 DROP = """([place, files]) => {
@@ -93,8 +93,19 @@ class Canvas:
 
     def run(self) -> None:
         """Queue the graph and wait until it is done."""
-        kind, detail = self.page.evaluate(RUN)
+        self.start()
+        self.finish()
+
+    def start(self) -> None:
+        assert self.page.evaluate(START), "ComfyUI refused the graph"
+
+    def finish(self) -> None:
+        kind, detail = self.ended()
         assert kind == "execution_success", (kind, detail)
+
+    def ended(self) -> tuple[str, Json]:
+        """How the graph that was started ended, once it has."""
+        return self.page.evaluate("window.ended")
 
     def show_output(self, number: int, output: Json) -> None:
         """Tell the page that a node has put this out, as the server does."""

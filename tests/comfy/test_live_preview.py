@@ -106,27 +106,34 @@ def test_each_frame_is_what_the_stock_preview_shows_of_the_first(in_comfy):
 
 
 def waits_in_comfy():
-    """When reports are sent, by a clock of ours: 0.2 s a step, 0.1 s a report."""
-    import sdvideo.nodes.comfy_bridge.live_preview as live
-    from comfy.latent_formats import SD15
+    """When reports are sent, by a clock of ours: 0.2 s a step, the first of which takes 5 s more, 0.1 s a report."""
+    import sdvideo.nodes.comfy_bridge.browser as browser
 
     now, sent = 100.0, []
 
-    def send(report):
+    def send(_event, report):
         nonlocal now
         now += 0.1
-        sent.append((report["step"], report["seconds_per_step"]))
+        sent.append(report)
 
-    live._send, live.time.monotonic = send, lambda: now
-    report = live._Report(SD15())
-    for index in range(60):
+    browser.send, browser.time.monotonic = send, lambda: now
+    reports = browser.Reports("event")
+    now += 5
+    for done in range(1, 61):
         now += 0.2
-        report.step(index, torch.zeros(2, 4, 8, 8), 60)
-    return {"sent": sent, "seconds": now - 100}
+        reports.step(done, 60, dict)
+    return {"sent": sent, "seconds": now - 105}
 
 
-def test_reports_wait_until_they_cost_under_3_percent(in_comfy):
+def test_reports_wait_until_they_cost_under_3_percent_and_the_last_step_is_always_one(in_comfy):
     found = in_comfy(waits_in_comfy)
-    steps = [step for step, _ in found["sent"]]
-    assert steps[0] == 1 and len(steps) > 2
-    assert 0.1 * (len(steps) - 1) <= 0.03 * found["seconds"]
+    steps = [report["step"] for report in found["sent"]]
+    assert steps[0] == 1 and steps[-1] == 60 and len(steps) > 3
+    assert 0.1 * (len(steps) - 2) <= 0.03 * found["seconds"]
+
+
+def test_the_speed_is_that_of_the_steps_after_the_first(in_comfy):
+    first, second, *_ = in_comfy(waits_in_comfy)["sent"]
+    assert first["seconds_per_step"] == pytest.approx(5.2)
+    assert second["seconds_per_step"] == pytest.approx(0.2, abs=0.01)
+    assert second["seconds_left"] == pytest.approx((60 - second["step"]) * second["seconds_per_step"])

@@ -1,0 +1,44 @@
+"""Browser: what a running node tells the page that queued its graph."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from server import PromptServer
+
+SHORTEST_WAIT = 0.1  # seconds; a page gains nothing from more
+# A report waits this many times as long as the last one took to make, so all of them stay under 3 % of the time.
+WAITS = 40
+
+Json = dict[str, Any]
+
+
+def send(event: str, report: Json) -> None:
+    """Sends a report about the node that runs; without a page, or where ComfyUI is a library, nothing happens."""
+    server = getattr(PromptServer, "instance", None)
+    if server and server.client_id is not None:
+        server.send_sync(event, {"node": server.last_node_id, **report}, server.client_id)
+
+
+class Reports:
+    """Reports of one run of a node, as often as they cost next to nothing, with its speed and the time left."""
+
+    def __init__(self, event: str) -> None:
+        self.event = event
+        self.started = self.due = time.monotonic()
+        self.first: tuple[int, float] | None = None  # steps done and when; the first step also loads and compiles
+
+    def step(self, done: int, total: int, details: Callable[[], Json]) -> None:
+        """After each step; `details` are asked for only when a report is due, as it always is at the last step."""
+        now = time.monotonic()
+        self.first = self.first or (done, now)
+        if now < self.due and done < total:
+            return
+        before, since = self.first if done > self.first[0] else (done - 1, self.started)
+        seconds = (now - since) / (done - before)
+        speed = {"step": done, "steps": total, "seconds_per_step": seconds, "seconds_left": (total - done) * seconds}
+        send(self.event, speed | details())
+        after = time.monotonic()
+        self.due = after + max(SHORTEST_WAIT, WAITS * (after - now))

@@ -1,0 +1,73 @@
+"""Sampling and training in both renderers: what is being made plays on its node, with speed and time left."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
+
+TEMPLATES = Path(__file__).parents[2] / "example_workflows"
+STEPS = {"classic": 100, "vue": 125}  # ComfyUI does not run again what it has run
+SAMPLERS = {"txt2vid": "SDVideoDDIMSampler", "txt2vid_stock_nodes": "KSampler"}
+
+
+def load(canvas, name, **widgets):
+    canvas.load(json.loads((TEMPLATES / f"{name}.json").read_text(encoding="utf-8")))
+    canvas.set_widgets(widgets)
+
+
+def live(canvas, name="Live preview"):
+    return canvas.page.get_by_role("group", name=name)
+
+
+def values(canvas):
+    """All but seeds, which a run may change."""
+    found = [node.get("widgets_values_named") or {} for node in canvas.serialize()["nodes"]]
+    return [{name: value for name, value in values.items() if name != "seed"} for values in found]
+
+
+@pytest.mark.parametrize("template", SAMPLERS)
+def test_the_clip_plays_on_its_sampler_while_it_is_made_and_is_gone_after(canvas, template):
+    load(canvas, template, width=64, height=64, num_frames=4, batch_size=4, steps=STEPS[canvas.renderer])
+    before = values(canvas)
+    canvas.start()
+    expect(live(canvas).get_by_label("Progress")).to_contain_text(f"/ {STEPS[canvas.renderer]} · ")
+    picture = live(canvas).get_by_label("The clip so far")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("(canvas) => [canvas.width, canvas.height]") == [8, 8]
+    script = """(canvas) => new Promise((resolve) => {
+      const pixels = () => canvas.getContext("2d").getImageData(0, 0, 8, 8).data.join();
+      const first = pixels();
+      setInterval(() => pixels() !== first && resolve(true), 20);
+    })"""
+    assert picture.evaluate(script)
+    on = canvas.page.evaluate(
+        "app.graph.nodes.filter((n) => n.widgets?.some((w) => w.name === 'live_preview'))[0].type"
+    )
+    assert on == SAMPLERS[template]
+    canvas.finish()
+    expect(live(canvas)).to_have_count(0)
+    assert values(canvas) == before
+
+
+def test_training_shows_its_loss_and_a_clip(canvas):
+    load(canvas, "train_lora", steps=6, num_frames=2, width=64, height=64, sample_every=3, sample_prompt="a red circle")
+    canvas.set_widgets({"seed": STEPS[canvas.renderer]})
+    canvas.start()
+    monitor = live(canvas, "Training")
+    expect(monitor.get_by_label("Progress")).to_contain_text("6 / 6", timeout=120_000)
+    expect(monitor.get_by_label("Progress")).to_contain_text("· loss ")
+    drawn = "(canvas) => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean)"
+    assert monitor.get_by_role("img").evaluate(drawn)
+    expect(monitor.get_by_label("Frame counter")).to_contain_text("/ 2")
+    canvas.finish()
+
+
+def test_cancel_ends_the_preview(canvas):
+    load(canvas, "txt2vid", width=64, height=64, num_frames=4, steps=5 * STEPS[canvas.renderer])
+    canvas.start()
+    expect(live(canvas)).to_be_visible()
+    canvas.page.evaluate("app.api.interrupt(null)")
+    expect(live(canvas)).to_have_count(0)
+    assert canvas.ended()[0] == "execution_interrupted"
