@@ -1,12 +1,17 @@
-"""Frames in and out of the graph: load a sequence, save a GIF."""
+"""Frames in and out of the graph: load a sequence, save a clip."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from comfy_api.latest import io, ui
 
 from ..sdvideo_core.frames import images_to_frames
-from ..sdvideo_core.video_io import load_sequence, save_gif
-from .comfy_bridge.folders import input_path, input_sequences, output_file, stamp, workflow_comment
+from ..sdvideo_core.playback import DEFAULT_OPTIONS, DITHERS, MAX_LOOPS, PALETTES, SaveOptions
+from ..sdvideo_core.video_io import WRITERS, load_sequence
+from .comfy_bridge.folders import input_path, input_sequences, output_file, stamp, workflow_graphs
+
+EXTENSIONS = {"gif": ".gif", "webp": ".webp", "mp4": ".mp4", "png sequence": ""}  # none: a folder
 
 
 class SDVideoLoadFrameSequence(io.ComfyNode):
@@ -70,9 +75,9 @@ class SDVideoSaveGIF(io.ComfyNode):
             node_id="SDVideoSaveGIF",
             display_name="Save GIF",
             category="SDVideo",
-            description="Saves frames as an animated GIF in ComfyUI's output folder. "
-            "Prompt and workflow are stored in its comment as JSON.",
-            search_aliases=["save video", "export gif", "animated gif"],
+            description="Saves frames as a GIF, WebP, MP4 or a folder of PNG files in ComfyUI's output folder. "
+            "Prompt and workflow are stored in the file.",
+            search_aliases=["save video", "export gif", "animated gif", "save mp4", "save webp", "image sequence"],
             inputs=[
                 io.Image.Input("images", tooltip="The frames, in order."),
                 io.String.Input(
@@ -88,15 +93,73 @@ class SDVideoSaveGIF(io.ComfyNode):
                     step=0.1,
                     tooltip="Frames per second, on average exact.",
                 ),
+                *_how_to_save(),
             ],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, images, filename_prefix: str, fps: float) -> io.NodeOutput:
-        _, height, width, _ = images.shape
-        path, subfolder = output_file(filename_prefix, ".gif", width, height)
+    def execute(cls, images, filename_prefix: str, fps: float, format: str = "gif", **options) -> io.NodeOutput:
+        settings = SaveOptions(**options)
+        num_frames, height, width, _ = images.shape
+        path, subfolder = output_file(filename_prefix, EXTENSIONS[format], width, height)
         video = images[..., :3].movedim(3, 0)[None]  # (1, 3, F, H, W)
-        save_gif(video, path, fps, workflow_comment(cls.hidden.prompt, cls.hidden.extra_pnginfo))
-        saved = ui.SavedResult(path.name, subfolder, io.FolderType.output)
-        return io.NodeOutput(ui=ui.SavedImages([saved]))
+        graphs = workflow_graphs(cls.hidden.prompt, cls.hidden.extra_pnginfo)
+        WRITERS[EXTENSIONS[format]](video, path, fps, graphs, settings)
+        about = {"fps": fps, "num_frames": len(settings.play_order(num_frames)), "format": format}
+        return io.NodeOutput(ui={**_shown(path, subfolder, format), "sdvideo": [about]})
+
+
+def _how_to_save() -> list[io.Input]:
+    """Inputs that came later: graphs made before them lack them."""
+    return [
+        io.Combo.Input(
+            "format",
+            options=list(EXTENSIONS),
+            default="gif",
+            optional=True,
+            tooltip="gif has 256 colours and plays everywhere; webp and mp4 have all colours and are smaller; "
+            "png sequence is a folder of single frames without loss.",
+        ),
+        io.Combo.Input(
+            "palette",
+            options=list(PALETTES),
+            default=DEFAULT_OPTIONS.palette,
+            optional=True,
+            tooltip="gif: the same 256 colours for the whole clip, or others for each frame, which is closer "
+            "to the picture but may flicker and makes larger files.",
+        ),
+        io.Combo.Input(
+            "dither",
+            options=list(DITHERS),
+            default=DEFAULT_OPTIONS.dither,
+            optional=True,
+            tooltip="gif, to show more than 256 colours: floyd-steinberg is smoothest, bayer keeps still what "
+            "stands still, none makes flat colours and the smallest files.",
+        ),
+        io.Int.Input(
+            "loop",
+            default=DEFAULT_OPTIONS.loop,
+            min=0,
+            max=MAX_LOOPS,
+            optional=True,
+            tooltip="gif and webp: how many times it plays; 0 is for ever.",
+        ),
+        io.Boolean.Input(
+            "ping_pong",
+            default=DEFAULT_OPTIONS.ping_pong,
+            optional=True,
+            tooltip="Plays forwards, then backwards, so that a loop has no jump.",
+        ),
+    ]
+
+
+def _shown(path: Path, subfolder: str, format: str) -> dict:
+    """What the browser shows by itself, on the canvas and in Vue nodes."""
+    # It takes what is marked as animated for a video unless it is a WebP, so a GIF goes as an image, which moves too.
+    animated = {"animated": (True,)} if format in ("webp", "mp4") else {}
+    if path.is_dir():
+        subfolder, files = f"{subfolder}/{path.name}".lstrip("/"), sorted(file.name for file in path.iterdir())
+    else:
+        files = [path.name]
+    return {"images": [ui.SavedResult(file, subfolder, io.FolderType.output) for file in files], **animated}

@@ -6,22 +6,20 @@ import argparse
 import json
 import random
 import re
-import shutil
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import cli_files, cli_lora, cli_sampling, cli_training
-from .cli_training import DTYPES
+from . import cli_defaults, cli_demo, cli_files, cli_lora, cli_output, cli_sampling, cli_training
+from .cli_files import DTYPES
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from .pipeline import SDVideo
 
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")  # torch raises a mere RuntimeError on a CPU
-DEMO_SIZE, DEMO_GUIDANCE_SCALE = 96, 2.0  # what the demo model was trained at, and what follows prompts best
 EXAMPLES = """examples:
   sdvideo demo
   sdvideo info models/zeroscope_v2_576w
@@ -34,9 +32,12 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status is 0, or 1 after an error told in one line, 130 when stopped."""
-    args = build_parser().parse_args(argv)
+    args, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        args.refuse(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        return args.run(args) or 0
+        with _one_line_warnings():
+            return args.run(args) or 0
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
         sys.stderr.write(f"sdvideo: {error}\n")
         return 1
@@ -48,11 +49,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("sdvideo: stopped\n")
         return 130
-    return 0
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Shows warnings without the line of Python that they come from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"sdvideo: warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers a wrong call in one line, of the command that was called."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="sdvideo",
         description="Text to video and video to video with models of the ModelScope family.",
         epilog=EXAMPLES,
@@ -65,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli_lora.add_commands(commands, _command)
     cli_files.add_commands(commands, _command)
     _add_info(commands)
-    _add_demo(commands)
+    cli_demo.add_commands(commands, _command)
     return parser
 
 
@@ -78,11 +96,11 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def _command(commands: Any, run: Any, summary: str) -> argparse.ArgumentParser:
-    description = summary.capitalize() + "."
+    description = f"{summary[0].upper()}{summary[1:]}."
     parser = commands.add_parser(
         run.__name__.replace("_", "-"), help=summary, description=description, formatter_class=_Help
     )
-    parser.set_defaults(run=run, lighter="--dtype float16, a smaller size or fewer frames")
+    parser.set_defaults(run=run, refuse=parser.error, lighter="--dtype float16, a smaller size or fewer frames")
     return parser
 
 
@@ -90,9 +108,10 @@ def _add_txt2vid(commands: Any) -> None:
     parser = _command(commands, txt2vid, "make a video of a prompt")
     parser.add_argument("model", help="model folder, or a file of a UNet's weights")
     _add_sampling(parser)
-    parser.add_argument("--size", type=_size, default="256x256", help="WIDTHxHEIGHT in pixels, multiples of 8")
+    text = f"WIDTHxHEIGHT in pixels, multiples of 8; {cli_defaults.SIZE}"
+    parser.add_argument("--size", type=_size, default=None, help=text)
     parser.add_argument("--frames", type=int, default=None, help="length; default: what the model was trained on")
-    _add_output(parser, "video.gif")
+    cli_output.add_options(parser, "video.gif")
 
 
 def _add_vid2vid(commands: Any) -> None:
@@ -101,38 +120,25 @@ def _add_vid2vid(commands: Any) -> None:
     _add_sampling(parser)
     parser.add_argument("--input", required=True, help="a folder of images, a GIF, WebP or video to start from")
     parser.add_argument("--strength", type=float, default=0.7, help="0..1: how much of the input is redrawn")
-    parser.add_argument("--size", type=_size, default="256x256", help="WIDTHxHEIGHT the input is scaled and cropped to")
+    text = f"WIDTHxHEIGHT the input is scaled and cropped to; {cli_defaults.SIZE}"
+    parser.add_argument("--size", type=_size, default=None, help=text)
     parser.add_argument("--frames", type=int, default=None, help="frames to take from the input; default: all of them")
     parser.add_argument("--offset", type=int, default=0, help="frames to skip at the start of the input")
     parser.add_argument("--stride", type=int, default=1, help="take every n-th frame of the input")
-    _add_output(parser, "video.gif")
+    cli_output.add_options(parser, "video.gif")
 
 
 def _add_info(commands: Any) -> None:
-    parser = _command(commands, info, "tell what a file or a model directory is; exit status 1 if it lacks anything")
-    parser.add_argument("path", help="a model folder or a file of weights")
+    parser = _command(commands, info, "tell what a file or a folder is; exit status 1 if a model lacks anything")
+    parser.add_argument("path", help="a model folder, a file of weights, or a clip")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
-
-
-def _add_demo(commands: Any) -> None:
-    parser = _command(commands, demo, "make a video of a moving shape with the small model that comes with SDVideo")
-    shapes = "a circle, square, triangle or star of one of eight colours, moving, growing, shrinking, turning or still"
-    parser.add_argument("prompt", nargs="?", default="a red circle moving left", help=shapes)
-    parser.add_argument("--steps", type=int, default=25, help="denoising steps, 1..999")
-    parser.add_argument("--cfg", type=float, default=DEMO_GUIDANCE_SCALE, help="guidance scale")
-    cli_sampling.add_options(parser)
-    parser.add_argument("--zoom", type=int, default=3, help="1..8: enlarge the model's 96x96 pixels")
-    parser.add_argument("--save-model", metavar="DIR", help="copy the model to DIR, to try the other commands with it")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same video")
-    cli_lora.add_option(parser)
-    _add_output(parser, "demo.gif")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="what the video shows")
     parser.add_argument("--negative", default="", metavar="PROMPT", help="what the video avoids")
-    parser.add_argument("--steps", type=int, default=50, help="denoising steps, 1..999")
-    parser.add_argument("--cfg", type=float, default=9.0, help="guidance scale; 1 ignores --negative, twice as fast")
+    parser.add_argument("--steps", type=int, default=None, help=cli_defaults.STEPS)
+    parser.add_argument("--cfg", type=float, default=None, help=cli_defaults.SCALE)
     parser.add_argument("--eta", type=float, default=0.0, help="0..1: fresh noise at every step")
     cli_sampling.add_options(parser)
     parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same video; default: random")
@@ -144,12 +150,6 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--xformers", action="store_true", help="use xformers' attention where it runs")
 
 
-def _add_output(parser: argparse.ArgumentParser, default: str) -> None:
-    text = "file ending in .gif, .webp or .mp4, or a folder (no ending) for PNG images"
-    parser.add_argument("--output", "-o", default=default, help=text)
-    parser.add_argument("--fps", type=float, default=8.0, help="frames per second of the output")
-
-
 def _size(text: str) -> tuple[int, int]:
     try:
         width, height = (int(side) for side in text.lower().split("x"))
@@ -159,48 +159,28 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def txt2vid(args: argparse.Namespace) -> None:
-    _check_output(args)
-    model, settings = _load(args), _settings(args)
+    cli_output.check(args)
+    cli_sampling.check(args)
+    model = _load(args)
+    cli_defaults.complete(args, model.family)
+    settings = _settings(args)
     video = model(args.prompt, image_size=args.size, num_frames=args.frames, **settings)
-    _save(video, args, settings["seed"])
+    cli_output.save(video, args, settings["seed"])
 
 
 def vid2vid(args: argparse.Namespace) -> None:
+    from .families import find_family
     from .video_io import load_sequence
 
-    _check_output(args)
+    cli_output.check(args)
+    cli_sampling.check(args)
     if not 0 < args.strength <= 1:
         raise ValueError(f"--strength {args.strength}; it must be above 0 and at most 1")
+    cli_defaults.complete(args, find_family(args.model))
     images = load_sequence(args.input, args.frames, args.offset, args.stride, args.size)
     model, settings = _load(args), _settings(args)
     t_start = max(1, round(args.steps * args.strength))
-    _save(model(args.prompt, initial_frames=images, t_start=t_start, **settings), args, settings["seed"])
-
-
-def demo(args: argparse.Namespace) -> None:
-    from torch.nn.functional import interpolate
-
-    from .demo import demo_model
-    from .pipeline import SDVideo
-
-    _check_output(args)
-    if not 1 <= args.zoom <= 8:
-        raise ValueError(f"--zoom {args.zoom}; it must be 1..8")
-    directory = demo_model()
-    if args.save_model:
-        shutil.copytree(directory, args.save_model, dirs_exist_ok=True)
-    model = cli_lora.load_loras(SDVideo(directory, amp=False), args)
-    video = model(
-        args.prompt,
-        guidance_scale=args.cfg,
-        timesteps=args.steps,
-        image_size=(DEMO_SIZE, DEMO_SIZE),
-        seed=args.seed,
-        bar=True,
-        **cli_sampling.settings(args),
-    )
-    frames = interpolate(video[0].transpose(0, 1), scale_factor=args.zoom, mode="bicubic").clamp(0, 1)
-    _save(frames.transpose(0, 1)[None], args, args.seed)
+    cli_output.save(model(args.prompt, initial_frames=images, t_start=t_start, **settings), args, settings["seed"])
 
 
 def info(args: argparse.Namespace) -> int:
@@ -234,17 +214,3 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "bar": True,
         **cli_sampling.settings(args),
     }
-
-
-def _check_output(args: argparse.Namespace) -> None:
-    from .video_io import check_output
-
-    check_output(args.output, args.fps)
-
-
-def _save(video: Tensor, args: argparse.Namespace, seed: int) -> None:
-    from .video_io import save_video
-
-    save_video(video, args.output, args.fps)
-    _, _, frames, height, width = video.shape
-    sys.stderr.write(f"Wrote {args.output}: {frames} frames of {width}x{height}, seed {seed}\n")

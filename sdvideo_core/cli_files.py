@@ -7,8 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from .cli_training import DTYPES
-
+DTYPES = ("float32", "float16", "bfloat16")
 FORMATS = ("modelscope", "diffusers", "safetensors")
 
 Command = Callable[[Any, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]

@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import cli_files
+from .cli_files import DTYPES
+
 if TYPE_CHECKING:
     from .pipeline import SDVideo
-    from .training import CachedDataset
+    from .training import CachedDataset, Distillation
     from .training.datasets import ClipDataset
 
-DTYPES = ("float32", "float16", "bfloat16")
 # Options that are arguments of SDVideoTrainer by the same name.
 # fmt: off
 TRAINER_OPTIONS = (
@@ -36,7 +38,8 @@ def add_commands(commands: Any, command: Command, size: Callable[[str], tuple[in
 
 def _add_data(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, int]], data: str) -> None:
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR", help="directory with configuration.json and the weights")
+    add("--model", required=True, metavar="PATH", help="model folder, or a file of a UNet's weights")
+    cli_files.add_part_options(parser)
     add("--data", required=True, metavar="DIR", help=data)
     add("--frames", type=int, default=None, help="of each clip; shorter clips play back and forth; default: 16")
     add("--stride", type=int, default=None, help="take every n-th frame; default: 1")
@@ -61,8 +64,10 @@ def _add_train(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int,
     add("--gradient-accumulation", type=int, default=1, metavar="N", help="passes of one step")
     add("--lora-rank", type=int, default=None, metavar="RANK", help="train a LoRA; default: the weights themselves")
     add("--lcm", action="store_true", help="make that LoRA one for sampling in 4 to 8 steps without guidance")
-    add("--lcm-guidance", type=float, default=7.5, metavar="SCALE", help="guidance scale that --lcm builds in")
-    add("--lcm-timesteps", type=int, default=50, metavar="N", help="points of a video's path that --lcm learns from")
+    text = "guidance scale that --lcm builds in; default: 7.5"
+    add("--lcm-guidance", type=float, default=None, metavar="SCALE", help=text)
+    text = "points of a video's path that --lcm learns from; default: 50"
+    add("--lcm-timesteps", type=int, default=None, metavar="N", help=text)
     add("--train-only", default="all", choices=("all", "temporal"), help="all layers, or those that mix frames")
     add("--lr", type=float, default=1e-4, help="learning rate")
     add("--scale-lr", action="store_true", help="multiply --lr by the clips of one step")
@@ -72,7 +77,7 @@ def _add_train(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int,
     add("--lr-min", type=float, default=0.0, help="lowest learning rate")
     add("--weight-decay", type=float, default=0.01, help="AdamW's")
     add("--max-grad-norm", type=float, default=1.0, help="longer gradients are cut to this")
-    add("--adam8bit", action="store_true", help="bitsandbytes' AdamW, a quarter of the optimizer's memory; on CUDA")
+    add("--adam8bit", action="store_true", help="bitsandbytes' AdamW, a quarter of the optimizer's memory")
     add("--mixed-precision", default="no", choices=("no", "bf16", "fp16"), help="of the network's computations")
     add("--gradient-checkpointing", action="store_true", help="less memory, more time")
     add("--xformers", action="store_true", help="use xformers' attention; on CUDA")
@@ -101,8 +106,9 @@ def _add_cache(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int,
 def train(args: argparse.Namespace) -> None:
     from torch.utils.data import DataLoader
 
-    from .training import CachedDataset, Distillation, SDVideoTrainer, collate_cached, collate_fn
+    from .training import CachedDataset, SDVideoTrainer, collate_cached, collate_fn
 
+    distillation = _distillation(args)
     is_cache = _is_cache(Path(args.data))
     data: Any = CachedDataset(args.data) if is_cache else _dataset(args)
     collate = (
@@ -118,7 +124,7 @@ def train(args: argparse.Namespace) -> None:
         load_state=args.resume,
         preencoded_img=is_cache,
         preencoded_txt=is_cache,
-        distillation=Distillation(args.lcm_guidance, args.lcm_timesteps) if args.lcm else None,
+        distillation=distillation,
         **{name: getattr(args, name) for name in TRAINER_OPTIONS},
     )
     file = trainer.train(args.name, args.log_every, args.save_every, args.steps, args.sample_every, args.sample_prompt)
@@ -131,6 +137,16 @@ def cache(args: argparse.Namespace) -> None:
     dataset, options = _dataset(args), _clip_options(args)
     encode_dataset(_load(args), dataset, args.out, bar=True, **options)
     sys.stderr.write(f"Wrote {args.out}: {len(dataset)} clips of {options['num_frames']} frames\n")
+
+
+def _distillation(args: argparse.Namespace) -> Distillation | None:
+    from .training import Distillation
+
+    options = {"guidance_scale": args.lcm_guidance, "num_timesteps": args.lcm_timesteps}
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and not args.lcm:
+        raise ValueError("--lcm-guidance and --lcm-timesteps are settings of --lcm; add --lcm, or leave them out")
+    return Distillation(**given) if args.lcm else None
 
 
 def _is_cache(directory: Path) -> bool:
@@ -165,7 +181,8 @@ def _load(args: argparse.Namespace) -> SDVideo:
 
     from .pipeline import SDVideo
 
-    return SDVideo(args.model, device(args), getattr(torch, args.dtype), amp=False)
+    parts = {"vae": args.vae, "text_encoder": args.clip}
+    return SDVideo(args.model, device(args), getattr(torch, args.dtype), amp=False, **parts)
 
 
 def device(args: argparse.Namespace) -> str:

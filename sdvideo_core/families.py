@@ -1,6 +1,7 @@
 """Families: the published models, what they were trained on, and the settings that their authors suggest.
 
-Nothing in the weights says which model they are; names do: of the file, its folder, or the model it was made of.
+Names tell which model it is: of the file, its folder, or the model it was made of. The published models all have the
+same size, so weights tell nothing, but for the demo model, which is smaller.
 """
 
 from __future__ import annotations
@@ -8,6 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from .checkpoint import read_network
+from .config import UNetConfig
+from .layouts import find_layout, names_of
 
 FAR = 2.0  # times more or less frames or pixels than in training are worth a warning
 
@@ -17,7 +23,7 @@ class Family:
     """One published model."""
 
     name: str
-    pattern: str  # regular expression for its names, in lower case with - for _ and spaces
+    pattern: str | None  # regular expression for its names, in lower case with - for _ and spaces
     width: int  # of the clips it was trained on, in pixels
     height: int
     source: str  # where the numbers are from
@@ -26,13 +32,34 @@ class Family:
     guidance_scale: float = 9.0
     fps: int = 8
     denoise: tuple[float, float] | None = None  # range for video to video, for models made for that
+    unet: tuple[int, int, tuple[int, ...]] | None = None  # dim, context_dim and dim_mult, where they tell the model
+
+    @property
+    def known_by(self) -> str:
+        return "by the size of its UNet" if self.unet else "by its name"
 
 
 CARD = "huggingface.co/cerspense/"
 OFFICIAL = "ModelScope's pipeline: 50 DDIM steps, guidance 9, 16 frames"
 
+DEMO = Family(
+    "SDVideo's demo model",
+    None,
+    96,
+    96,
+    "docs/demo-model.md",
+    16,
+    steps=25,
+    guidance_scale=2.0,
+    unet=(64, 64, (1, 2)),
+)
+MODELSCOPE = Family(
+    "ModelScope 1.7B", r"modelscope|text-to-video-ms|text-to-video-synthesis|ms-1\.7b", 256, 256, OFFICIAL, 16
+)
+
 # The first that matches counts.
 FAMILIES = (
+    DEMO,
     Family(
         "ZeroScope v2 XL",
         "zeroscope-v2-?xl|zs2-xl",
@@ -55,15 +82,24 @@ FAMILIES = (
     Family("Potat1", "potat1", 1024, 576, "huggingface.co/camenduru/potat1"),
     Family("Animov 512x", "animov-512x", 512, 512, "huggingface.co/strangeman3107/animov-512x"),
     Family("Animov 0.1", r"animov-0\.1", 384, 384, "huggingface.co/strangeman3107/animov-0.1.1"),
-    Family("ModelScope 1.7B", r"modelscope|text-to-video-ms|text-to-video-synthesis|ms-1\.7b", 256, 256, OFFICIAL, 16),
+    MODELSCOPE,
 )
 
 
-def family_of(names: Sequence[str]) -> Family | None:
-    """The family that the first telling name names; None where none does."""
+def find_family(path: str | Path) -> Family | None:
+    """The family of the model at a path; only headers are read. Raises what `checkpoint.read_network` does."""
+    layout = find_layout(path)
+    return family_of(names_of(layout), read_network(layout, "unet", "meta").config)
+
+
+def family_of(names: Sequence[str], unet: UNetConfig | None = None) -> Family | None:
+    """The family that a UNet's size tells, else the one that the first telling name names; None where nothing does."""
+    size = (unet.dim, unet.context_dim, unet.dim_mult) if unet else None
+    if found := next((family for family in FAMILIES if size and family.unet == size), None):
+        return found
     for name in names:
         plain = re.sub(r"[_ ]", "-", name.lower())
-        if found := next((family for family in FAMILIES if re.search(family.pattern, plain)), None):
+        if found := next((f for f in FAMILIES if f.pattern and re.search(f.pattern, plain)), None):
             return found
     return None
 
@@ -75,8 +111,9 @@ def summary(family: Family | None) -> str:
     length = f"{family.num_frames} frames" if family.num_frames else "a length that nobody tells"
     denoise = f", denoise {family.denoise[0]} to {family.denoise[1]}" if family.denoise else ""
     return (
-        f"{family.name}, by its name. Trained on {family.width}x{family.height}, {length}. Suggested: {family.steps} "
-        f"steps, cfg {family.guidance_scale:g}, {family.fps} frames per second{denoise}. Source: {family.source}."
+        f"{family.name}, {family.known_by}. Trained on {family.width}x{family.height}, {length}. "
+        f"Suggested: {family.steps} steps, cfg {family.guidance_scale:g}, {family.fps} frames per second{denoise}. "
+        f"Source: {family.source}."
     )
 
 
@@ -91,7 +128,9 @@ def far_from_training(family: Family | None, width: int, height: int, num_frames
         problems.append(f"{num_frames} frames, trained on {family.num_frames}")
     if not problems:
         return None
-    return f"{family.name} (by its name) is asked for {' and for '.join(problems)}; expect worse pictures or motion"
+    return (
+        f"{family.name} ({family.known_by}) is asked for {' and for '.join(problems)}; expect worse pictures or motion"
+    )
 
 
 def _near(value: int, trained: int) -> bool:

@@ -1,4 +1,4 @@
-"""Inspection: what a file of weights or a model folder is, in what precision, what it lacks, and how it is used."""
+"""Inspection: what a file or a folder is, and of a model in what precision, what it lacks, and how it is used."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from .checkpoint import LOADERS, check_parts, read_network
+from .config import UNetConfig
 from .configuration import CheckpointError
 from .families import Family, family_of
 from .layouts import (
@@ -31,6 +33,7 @@ from .state_dict import read_files
 
 Report = dict[str, Any]
 
+CLIP_USE = ", to start from in vid2vid or to train on; no model"
 KINDS = {ORIGINAL: "a ModelScope model folder", DIFFUSERS: "a model folder in diffusers' format"}
 
 
@@ -38,27 +41,27 @@ def inspect(path: str | Path) -> Report:
     """A report of plain values (str, int, list, dict); of weights only headers are read.
 
     Always: `path`, `is` (in words), `layout` (modelscope, diffusers or file; None of what is no model), `family` (the
-    published model that its name says it is, or None), `parts` (unet, vae, text encoder: files, config, tensors,
+    known model that it is by its size or its name, or None), `parts` (unet, vae, text encoder: files, config, tensors,
     parameters, bytes, dtypes), `missing` (part -> where it was looked for), `problems` and `warnings` (a line each).
     With a family: `trained` and `suggested`, from `families.FAMILIES`. Of a file also tensors, parameters, bytes and
-    dtypes in all. Of a LoRA what `lora_files.describe_lora` says.
+    dtypes in all. Of a LoRA what `lora_files.describe_lora` says. Of a clip num_frames, width, height and fps.
 
-    Raises FileNotFoundError or CheckpointError where there is nothing to report of.
+    Raises FileNotFoundError, CheckpointError or OSError where there is nothing to report of.
     """
     path = Path(path)
     try:
         layout = find_layout(path)
     except CheckpointError:
-        if lora := _lora(path):  # a folder of PEFT's, or a list of tensors
-            return {**_empty(path), **lora}
+        if found := _lora(path) or _clip(path):  # a folder of PEFT's or a list of tensors; pictures or a video
+            return {**_empty(path), **found}
         raise
     tensors = read_files(_single_files(layout), "meta")
     report = _empty(path) | {"is": KINDS.get(layout.name) or what_is(tensors)}
     report["layout"] = layout.name if layout.parts else None
-    if family := family_of(names_of(layout)) if layout.parts else None:
+    unet = _add_parts(report, layout)
+    if family := family_of(names_of(layout), unet) if layout.parts else None:
         report |= {"family": family.name, "trained": _trained(family), "suggested": _suggested(family)}
     report |= {"max_frames": layout.config.max_frames} if layout.config else {}
-    _add_parts(report, layout)
     report |= (not layout.parts and _lora(path)) or {}
     return report | (_measure(tensors) if layout.name == SINGLE else {})
 
@@ -76,14 +79,62 @@ def _lora(path: Path) -> Report | None:
         return None
 
 
+def _clip(path: Path) -> Report | None:
+    """What there is to say of pictures and videos, None of anything else."""
+    from .video_io import ANIMATION_EXTENSIONS, PICTURE_EXTENSIONS, VIDEO_EXTENSIONS  # which takes a while to import
+
+    extension = path.suffix.lower()
+    try:
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+            is_sequence = files and all(file.suffix.lower() in PICTURE_EXTENSIONS for file in files)
+            return _folder(files) if is_sequence else None
+        if extension in VIDEO_EXTENSIONS:
+            return _video(path)
+        return _pictures(path) if extension in ANIMATION_EXTENSIONS + PICTURE_EXTENSIONS else None
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises the last on a broken PNG
+        raise OSError(f"cannot read {path}: {error}; replace or remove the file") from error
+
+
+def _folder(pictures: Sequence[Path]) -> Report:
+    return {**_pictures(pictures[0]), "is": f"a folder of pictures{CLIP_USE}", "num_frames": len(pictures), "fps": None}
+
+
+def _pictures(path: Path) -> Report:
+    with Image.open(path) as image:
+        num_frames = getattr(image, "n_frames", 1)
+        milliseconds = 0.0
+        for index in range(num_frames):
+            image.seek(index)
+            image.load()  # only then a WebP tells how long a frame is shown, and a broken file that it is broken
+            milliseconds += image.info.get("duration", 0)
+        what = f"an animated {image.format}{CLIP_USE}" if num_frames > 1 else f"a picture ({image.format})"
+        fps = round(1000 * num_frames / milliseconds, 2) if milliseconds else None
+        return {"is": what, "num_frames": num_frames, "width": image.width, "height": image.height, "fps": fps}
+
+
+def _video(path: Path) -> Report:
+    import av
+
+    with av.open(path) as container:
+        if not container.streams.video:
+            raise ValueError("it has no video stream")
+        stream = container.streams.video[0]
+        rate = float(stream.average_rate or 0)
+        seconds = (container.duration or 0) / av.time_base
+        size = {"num_frames": stream.frames or round(seconds * rate), "width": stream.width, "height": stream.height}
+        return {"is": f"a video ({stream.codec_context.name}){CLIP_USE}", **size, "fps": round(rate, 2) or None}
+
+
 def _single_files(layout: Layout) -> Sequence[Path]:
     if layout.name != SINGLE:
         return []
     return [layout.path] if layout.path.is_file() else find_diffusers_weights(layout.path)
 
 
-def _add_parts(report: Report, layout: Layout) -> None:
-    shapes = {}
+def _add_parts(report: Report, layout: Layout) -> UNetConfig | None:
+    """Measures the parts, and returns the UNet's shape if it can be read."""
+    shapes: dict[str, Any] = {}
     for part in layout.parts:
         try:
             config, weights, _ = read_network(layout, part, "meta")
@@ -106,6 +157,7 @@ def _add_parts(report: Report, layout: Layout) -> None:
         ]
     if loras := sorted(map(str, layout.path.glob(f"{LORA_FOLDER}/*.*"))):
         report["warnings"].append(f"LoRAs lie beside it, and are not part of it: {', '.join(loras)}")
+    return shapes.get("unet")
 
 
 def _trained(family: Family) -> Report:

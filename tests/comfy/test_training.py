@@ -251,6 +251,11 @@ def bad_clips(server, comfy_demo, example_clips):
     (inputs / "unreadable_clip" / "0002.gif").write_bytes(b"GIF89a and nothing more")
     (inputs / "no_clips").mkdir()
     (inputs / "no_clips" / "notes.md").write_text("no clips")
+    unet = next(comfy_demo.glob("text2video_pytorch_model.*"))
+    alone = comfy_demo.parent / f"unet_alone{unet.suffix}"
+    shutil.copyfile(unet, alone)
+    yield
+    alone.unlink()  # other tests list these models
 
 
 BAD_INPUTS = {
@@ -293,6 +298,11 @@ BAD_INPUTS = {
     "model that is not there, through a link": (
         linked(GRAPH, "train", model="gone"),
         r"\(node train\) failed: FileNotFoundError: model 'gone' is not in .*found .*demo",
+    ),
+    "model without its own autoencoder and text encoder": (
+        linked(GRAPH, "train", model="unet_alone.pth"),
+        r"\(node train\) failed: ValueError: model 'unet_alone\.pth' has no autoencoder and no OpenCLIP text tower, "
+        r"and training takes none from elsewhere; put them with the UNet into one folder of models/text2video",
     ),
     "file outside models/loras": (
         change(GRAPH, "train", filename_prefix="../../lora"),

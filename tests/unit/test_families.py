@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sdvideo_core import SDVideo
+from sdvideo_core import SDVideo, demo_model
 from sdvideo_core.cli import main
-from sdvideo_core.families import FAMILIES, family_of, far_from_training, summary
+from sdvideo_core.convert import convert
+from sdvideo_core.families import DEMO, FAMILIES, family_of, far_from_training, find_family, summary
 from sdvideo_core.inspection import inspect
 from sdvideo_core.layouts import find_layout, names_of
 
@@ -42,7 +43,7 @@ def test_published_names_are_known(name, expected):
 
 
 def test_every_family_has_a_name_and_a_source():
-    assert {name for _, name in NAMES if name} == {family.name for family in FAMILIES}
+    assert {name for _, name in NAMES if name} == {family.name for family in FAMILIES if family.pattern}
     assert all(family.source and family.width % 8 == family.height % 8 == 0 for family in FAMILIES)
 
 
@@ -63,6 +64,25 @@ def test_names_come_from_the_folder_the_file_the_cache_and_the_json(zeroscope, t
     assert family_of(names_of(find_layout(trained))) is None
     (trained / "model_index.json").write_text('{"_name_or_path": "camenduru/potat1"}')
     assert family_of(names_of(find_layout(trained))).name == "Potat1"
+
+
+def test_the_demo_model_is_known_by_its_size_under_any_name_and_in_any_layout(zeroscope, tmp_path):
+    copy = Path(shutil.copytree(demo_model(), tmp_path / "modelscope"))
+    convert(demo_model(), tmp_path / "converted", "modelscope")
+    for path in (demo_model(), copy, copy / "text2video_pytorch_model.safetensors", tmp_path / "converted"):
+        assert find_family(path) is DEMO
+    assert SDVideo(copy, amp=False).family is DEMO
+    assert find_family(zeroscope).name == "ZeroScope v2 576w"
+
+
+def test_info_and_warnings_know_the_demo_model():
+    report = inspect(demo_model())
+    assert report["family"] == "SDVideo's demo model"
+    assert report["trained"] == {"width": 96, "height": 96, "num_frames": 16, "source": "docs/demo-model.md"}
+    assert report["suggested"] == {"steps": 25, "guidance_scale": 2.0, "fps": 8}
+    assert summary(DEMO).startswith("SDVideo's demo model, by the size of its UNet. Trained on 96x96, 16 frames.")
+    assert far_from_training(DEMO, 96, 96, 16) is None
+    assert "is asked for 256x256 pixels, trained on 96x96" in far_from_training(DEMO, 256, 256, 16)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from sdvideo_core.checkpoint import CheckpointError
@@ -14,6 +15,7 @@ from sdvideo_core.config import ModelConfig
 from sdvideo_core.demo.untrained import make_demo_model
 from sdvideo_core.inspection import describe, inspect
 from sdvideo_core.lora_files import describe_lora
+from sdvideo_core.video_io import save_gif, save_mp4, save_pngs, save_webp
 
 UNET, VAE, TEXT = ModelConfig.unet_file, ModelConfig.vae_file, ModelConfig.text_file
 PARTS = {"unet": UNET, "vae": VAE, "text encoder": TEXT}
@@ -143,6 +145,41 @@ def test_lora_is_described(tmp_path):
     assert report["layout"] is None
     assert report == report | describe_lora(tmp_path / "lora.safetensors")
     assert report["tensors"] == 2
+
+
+CLIPS = {
+    "clip.gif": (save_gif, "an animated GIF, to start from in vid2vid or to train on; no model", 12.5),
+    "clip.webp": (save_webp, "an animated WEBP, to start from in vid2vid or to train on; no model", 12.5),
+    "clip.mp4": (save_mp4, "a video (h264), to start from in vid2vid or to train on; no model", 12.5),
+    "clip": (lambda video, path, fps: save_pngs(video, path), "a folder of pictures, to start from in vid2vid", None),
+}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_clip_is_described(name, tmp_path, capsys):
+    save, what, fps = CLIPS[name]
+    save(torch.rand(1, 3, 5, 48, 64, generator=torch.Generator().manual_seed(0)), tmp_path / name, fps=12.5)
+    report = inspect(tmp_path / name)
+    assert report["is"].startswith(what)
+    assert (report["num_frames"], report["width"], report["height"], report["fps"]) == (5, 64, 48, fps)
+    assert main(["info", str(tmp_path / name)]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / name} is {what}")
+
+
+def test_picture_is_described_and_a_broken_one_is_named(tmp_path):
+    Image.new("RGB", (64, 48)).save(tmp_path / "one.png")
+    assert inspect(tmp_path / "one.png")["is"] == "a picture (PNG)"
+    for name, content in {"broken.png": (tmp_path / "one.png").read_bytes()[:60], "broken.mp4": b"no video"}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(OSError, match=rf"^cannot read .*{name}: .*; replace or remove the file$"):
+            inspect(tmp_path / name)
+
+
+def test_pictures_beside_other_files_are_no_clip(tmp_path):
+    Image.new("RGB", (64, 48)).save(tmp_path / "vid_loss.png")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(CheckpointError, match="holds no model"):
+        inspect(tmp_path)
 
 
 def test_description_of_a_whole_model_has_a_line_for_each_part(demo_model_dir):

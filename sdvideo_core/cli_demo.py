@@ -1,0 +1,106 @@
+"""Command line for the demo model: sdvideo demo."""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import cli_defaults, cli_lora, cli_output, cli_sampling
+
+TOO_FEW_STEPS = 2  # at most so many draw a blur
+
+Command = Callable[[Any, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
+
+
+def add_commands(commands: Any, command: Command) -> None:
+    parser = command(commands, demo, "make a video of a moving shape with the small model that comes with SDVideo")
+    shapes = "a circle, square, triangle or star of one of eight colours, moving, growing, shrinking, turning or still"
+    parser.add_argument("prompt", nargs="?", default="a red circle moving left", help=shapes)
+    text = "denoising steps, 1..999; default: 25, with the sampler lcm 4"
+    parser.add_argument("--steps", type=int, default=None, help=text)
+    text = "guidance scale; default: 2, with the sampler lcm 1"
+    parser.add_argument("--cfg", type=float, default=None, help=text)
+    text = "draw in 4 steps without guidance: the sampler lcm, with a LoRA that comes with the model"
+    parser.add_argument("--few-steps", action="store_true", help=text)
+    cli_sampling.add_options(parser)
+    parser.add_argument("--zoom", type=int, default=3, help="1..8: enlarge the model's 96x96 pixels")
+    parser.add_argument("--save-model", metavar="DIR", help="copy the model to DIR, to try the other commands with it")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same video")
+    cli_lora.add_option(parser)
+    cli_output.add_options(parser, "demo.gif")
+    parser.set_defaults(size=None, sampler=None)  # which --few-steps may choose
+
+
+def demo(args: argparse.Namespace) -> None:
+    from torch.nn.functional import interpolate
+
+    from .demo import demo_model
+    from .families import DEMO
+    from .pipeline import SDVideo
+
+    cli_output.check(args)
+    cli_sampling.check(args)
+    if not 1 <= args.zoom <= 8:
+        raise ValueError(f"--zoom {args.zoom}; it must be 1..8")
+    if args.few_steps:
+        _use_few_steps(args)
+    if args.save_model:
+        _save_model(demo_model(), Path(args.save_model))
+    args.sampler = args.sampler or "ddim"
+    cli_defaults.complete(args, DEMO)
+    _hint(args)
+    model = cli_lora.load_loras(SDVideo(demo_model(), amp=False), args)
+    options = {"guidance_scale": args.cfg, "timesteps": args.steps, **cli_sampling.settings(args)}
+    video = model(args.prompt, image_size=args.size, seed=args.seed, bar=True, **options)
+    frames = interpolate(video[0].transpose(0, 1), scale_factor=args.zoom, mode="bicubic").clamp(0, 1)
+    cli_output.save(frames.transpose(0, 1)[None], args, args.seed)
+
+
+def _use_few_steps(args: argparse.Namespace) -> None:
+    """Adds the few-step LoRA, whose file says how it is sampled, to those of --lora."""
+    if args.sampler not in (None, "lcm"):
+        raise ValueError(f"--few-steps draws with the sampler lcm, got --sampler {args.sampler}; leave one of them out")
+    from .demo import few_steps_lora
+
+    args.lora = [(few_steps_lora(), 1.0), *(args.lora or [])]
+    args.sampler = "lcm"
+
+
+def _save_model(source: Path, target: Path) -> None:
+    from .whole_file import whole_folder
+
+    names = sorted(path.name for path in source.iterdir())
+    if _is_copy(source, target, names):
+        sys.stderr.write(f"{target} holds the demo model already\n")
+        return
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"--save-model {target} exists and is not an empty folder; choose a new or empty one")
+    target = target.absolute()
+    with whole_folder(target) as temporary:
+        shutil.copytree(source, temporary)
+        if target.exists():
+            target.rmdir()  # Windows renames onto no folder, not even an empty one
+    sys.stderr.write(f"Wrote {target}: the demo model, {', '.join(names)}\n")
+
+
+def _is_copy(source: Path, target: Path, names: list[str]) -> bool:
+    if not target.is_dir() or sorted(path.name for path in target.iterdir()) != names:
+        return False
+    same, *_ = filecmp.cmpfiles(source, target, names, shallow=False)
+    return same == names
+
+
+def _hint(args: argparse.Namespace) -> None:
+    """Says in a line each what will keep the video from showing what is asked for."""
+    from .demo.vocabulary import unknown_words, what_it_knows
+
+    if unknown := unknown_words(args.prompt):
+        words = ", ".join(f'"{word}"' for word in unknown)
+        sys.stderr.write(f"Note: the demo model does not know {words}; it knows {what_it_knows()}\n")
+    if args.steps <= TOO_FEW_STEPS and args.sampler != "lcm":
+        sys.stderr.write(f"Note: {args.steps} of --steps are too few for this model; use 20, or --few-steps\n")

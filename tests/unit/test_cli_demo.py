@@ -1,0 +1,105 @@
+"""Command line for the demo model: what it draws, in few steps too, where it copies its model, and what it tells."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sdvideo_core import SDVideo, demo, demo_model, load_sequence, save_pngs
+from sdvideo_core.cli import main
+from sdvideo_core.demo.clips import BACKGROUNDS, COLORS, NUM_FRAMES, SHAPES, SIZE, caption, scenes
+from sdvideo_core.demo.vocabulary import unknown_words, what_it_knows
+from sdvideo_core.families import DEMO
+from sdvideo_core.lcm import LCM
+
+Told = Callable[..., list[str]]
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Told:
+    """Runs `sdvideo demo` with an exit status; returns the lines it tells, without its progress bars."""
+
+    def run(*options: str | Path, status: int = 0) -> list[str]:
+        assert main(["demo", "--output", str(tmp_path / "demo.gif"), *map(str, options)]) == status
+        lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+        return [line for line in lines if line.strip() and "%|" not in line]
+
+    return run
+
+
+def test_it_needs_nothing(told, tmp_path):
+    [hint, saved] = told("--steps", 1, "--seed", 3, "--zoom", 2)
+    assert saved == f"Wrote {tmp_path / 'demo.gif'}: 16 frames of 192x192, seed 3"
+    assert hint == "Note: 1 of --steps are too few for this model; use 20, or --few-steps"
+    assert len(load_sequence(tmp_path / "demo.gif", None)) == 16
+
+
+def test_unknown_words_are_told_with_what_is_known(told):
+    [hint, *_] = told("a cat and a red dog", "--steps", 2)
+    assert hint == f'Note: the demo model does not know "cat", "and", "dog"; it knows {what_it_knows()}'
+    assert all(word in hint for word in (*COLORS, *SHAPES, *BACKGROUNDS))
+
+
+def test_every_caption_of_the_training_is_known():
+    rng, every = np.random.default_rng(0), scenes()
+    captions = [caption(every[index], rng) for index in rng.integers(len(every), size=500)]
+    assert not any(map(unknown_words, captions))
+    assert unknown_words("A Red circle, moving LEFT!") == []
+    assert unknown_words("color noun motion: cat, cat") == ["color", "noun", "motion", "cat"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_model_is_copied_once_and_nothing_is_overwritten(told, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    wrote, *_ = told("--save-model", model, "--steps", 3)
+    assert wrote.startswith(f"Wrote {model}: the demo model, VQGAN_autoencoder.safetensors, configuration.json, ")
+    assert contents(model) == contents(demo_model())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.gif", "model"]
+    again, *_ = told("--save-model", model, "--zoom", 1, "--steps", 3)
+    assert again == f"{model} holds the demo model already"
+    (model / "configuration.json").write_text("{}")
+    before = contents(model)
+    refused = f"sdvideo: --save-model {model} exists and is not an empty folder; choose a new or empty one"
+    assert told("--save-model", model, status=1) == [refused]
+    assert contents(model) == before
+
+
+def test_few_steps_are_four_without_guidance_with_the_lora_as_its_file_says(told, tmp_path, monkeypatch):
+    file = tmp_path / "few_steps.safetensors"
+    monkeypatch.setattr(demo, "FEW_STEPS_LORA", file)
+    [missing] = told("--few-steps", "--save-model", tmp_path / "model", status=1)
+    assert missing.startswith(f"sdvideo: {file} is missing, the demo model's few-step LoRA; ")
+    assert not (tmp_path / "model").exists()
+    down, up = torch.randn(1, 64, 3, 3, generator=torch.Generator().manual_seed(0)), torch.ones(4, 1, 1, 1)
+    pair = {"lora_unet_out_2.lora_down.weight": down, "lora_unet_out_2.lora_up.weight": up / 50}
+    save_file(pair, file, LCM(original_steps=20).metadata())
+    told("a red circle", "--few-steps", "--zoom", 1, "--output", tmp_path / "cli")
+    model = SDVideo(demo_model(), amp=False)
+    model.load_lora(file)
+    settings = {"image_size": (96, 96), "seed": 0, "timesteps": 4, "guidance_scale": 1.0}
+    save_pngs(model("a red circle", sampler=LCM(original_steps=20), **settings), tmp_path / "api")
+    assert contents(tmp_path / "cli") == contents(tmp_path / "api")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--zoom", "9"], "--zoom 9; it must be 1..8"),
+        (["--few-steps", "--sampler", "unipc"], "--few-steps draws with the sampler lcm, got --sampler unipc; "),
+        (["--few-steps", "--sampler", "ddim"], "--few-steps draws with the sampler lcm, got --sampler ddim; "),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(told, options, message):
+    [line] = told(*options, status=1)
+    assert line.startswith(f"sdvideo: {message}")
+
+
+def test_its_settings_are_those_it_was_trained_with():
+    assert (DEMO.width, DEMO.height, DEMO.num_frames) == (SIZE, SIZE, NUM_FRAMES)
