@@ -3,7 +3,7 @@
 NETWORKS = {"config", "attention", "blocks", "unet", "vae", "text_encoder"}
 FILES = {"configuration", "state_dict", "key_maps", "diffusers_format", "layouts", "weights", "checkpoint"}
 FILES |= {"families", "inspection", "convert", "diffusers_folder", "lora", "frames", "video_io", "whole_file"}
-FILES |= {"dithering", "gif", "playback", "sequence"}
+FILES |= {"dithering", "gif", "playback", "sequence", "thumbnails"}
 LORA = {"lora", "lora_export", "lora_files", "lora_formats", "lora_layers", "lora_peft", "lora_weights"}
 LIBRARY = NETWORKS | FILES | LORA | {"schedule", "guidance", "sampler", "ddim", "lcm", "solvers", "samplers"}
 
@@ -50,6 +50,7 @@ CORE_ARROWS: dict[str, set[str]] = {
     "dithering": set(),
     "gif": {"dithering", "frames", "playback", "whole_file"},
     "sequence": {"frames"},
+    "thumbnails": {"sequence"},
     "video_io": {"frames", "gif", "playback", "sequence", "whole_file"},
     "training": LIBRARY,
     "pipeline": LIBRARY,

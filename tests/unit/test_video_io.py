@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from sdvideo_core import video_io
+from sdvideo_core import gif
 from sdvideo_core.video_io import load_sequence, save_gif, save_mp4, save_pngs, save_video, save_webp
 from tests.unit.gif_blocks import parse_gif
 from tests.unit.small_clips import grey_images, noise_images, pixels, smooth_images, to_video
@@ -215,7 +215,7 @@ def test_an_encoder_that_stops_midway_leaves_nothing(tmp_path, monkeypatch):
             return [b"first frame"]
         raise RuntimeError("stopped")
 
-    monkeypatch.setattr(video_io, "getdata", fail_on_second_frame)
+    monkeypatch.setattr(gif, "getdata", fail_on_second_frame)
     image = grey_images(1)[0]
     changed = image.copy()
     changed.putpixel((3, 3), (255, 0, 0))

@@ -9,10 +9,14 @@ import pytest
 import torch
 from PIL import Image, ImageFilter, ImageSequence
 
-from sdvideo_core import video_io
+from sdvideo_core import gif
+from sdvideo_core.playback import DITHERS, PALETTES, SaveOptions
 from sdvideo_core.video_io import load_sequence, save_gif
 from tests.unit.gif_blocks import parse_gif
 from tests.unit.small_clips import frame_numbers, grey_images, noise_images, pixels, smooth_images, to_video
+
+ANY = np.random.default_rng(0).integers(0, 256, (200, 3), np.uint8)
+GREYS = np.arange(256, dtype=np.uint8)[:, None].repeat(3, axis=1)
 
 
 def decode_with_ffmpeg(path: Path) -> np.ndarray:
@@ -76,28 +80,32 @@ def test_a_gif_carries_its_comment(tmp_path):
         assert image.info["comment"].decode() == comment
 
 
-def test_a_gif_of_up_to_256_colours_is_exact(tmp_path):
-    colours = np.random.default_rng(0).integers(0, 32, (200, 3), np.uint8) * 8
-    indices = np.random.default_rng(1).integers(0, 200, (4, 20, 30))
+@pytest.mark.parametrize("colours", [ANY, GREYS], ids=["any", "greys"])
+@pytest.mark.parametrize("palette", PALETTES)
+@pytest.mark.parametrize("dither", DITHERS)
+def test_a_gif_of_up_to_256_colours_is_exact(tmp_path, colours, palette, dither):
+    indices = np.random.default_rng(1).integers(0, len(colours), (4, 20, 30))
     indices[2] = indices[1]
     indices[2, 7:12, 9:21] = 0
     images = [Image.fromarray(colours[frame]) for frame in indices]
-    save_gif(to_video(images), tmp_path / "clip.gif")
+    save_gif(to_video(images), tmp_path / "clip.gif", options=SaveOptions(palette=palette, dither=dither))
     assert np.array_equal(pixels(load_sequence(tmp_path / "clip.gif", 4, image_size=None)), pixels(images))
 
 
-def test_other_decoders_see_the_same_gif(tmp_path):
+@pytest.mark.parametrize("palette", PALETTES)
+def test_other_decoders_see_the_same_gif(tmp_path, palette):
     a, b, c = noise_images(3)
     corner = a.copy()
     corner.paste((0, 0, 0), (5, 3, 9, 8))
-    save_gif(to_video([a, corner, corner, b, c]), tmp_path / "clip.gif")
+    save_gif(to_video([a, corner, corner, b, c]), tmp_path / "clip.gif", options=SaveOptions(palette=palette))
     ours = pixels(load_sequence(tmp_path / "clip.gif", 5, image_size=None))
     assert np.array_equal(decode_with_ffmpeg(tmp_path / "clip.gif"), ours)
 
 
-def test_gif_dithering_keeps_smooth_gradients_smooth(tmp_path):
+@pytest.mark.parametrize("dither", ["floyd-steinberg", "bayer"])
+def test_gif_dithering_keeps_smooth_gradients_smooth(tmp_path, dither):
     images = smooth_images(8, 96)
-    save_gif(to_video(images), tmp_path / "clip.gif")
+    save_gif(to_video(images), tmp_path / "clip.gif", options=SaveOptions(dither=dither))
     written = load_sequence(tmp_path / "clip.gif", frames=8, image_size=None)
     blur = ImageFilter.GaussianBlur(2)
     error = pixels([image.filter(blur) for image in written]) - pixels([image.filter(blur) for image in images])
@@ -113,7 +121,7 @@ def test_a_small_bright_spot_late_in_the_clip_keeps_its_colour(tmp_path):
 
 
 def test_the_palette_of_a_long_clip_is_chosen_from_a_sample(tmp_path, monkeypatch):
-    monkeypatch.setattr(video_io, "PALETTE_SAMPLE", 2000)
+    monkeypatch.setattr(gif, "PALETTE_SAMPLE", 2000)
     images = smooth_images(8, 96)
     save_gif(to_video(images), tmp_path / "clip.gif")
     written = load_sequence(tmp_path / "clip.gif", frames=8, image_size=None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdvideo_core import video_io
+from sdvideo_core import sequence
 from sdvideo_core.video_io import load_sequence, save_gif, save_video
 from tests.unit.small_clips import frame_numbers, grey_images, noise_images, pixels, to_video
 
@@ -69,7 +69,7 @@ def test_an_error_of_many_lines_becomes_one(tmp_path, monkeypatch):
         raise OSError("broken\n  at byte 7")
 
     save_numbered(tmp_path / "clip", ["0.png"])
-    monkeypatch.setattr(video_io.Image, "open", fail)
+    monkeypatch.setattr(sequence.Image, "open", fail)
     with pytest.raises(OSError, match=r"0\.png: broken at byte 7; replace or remove the file"):
         load_sequence(tmp_path / "clip", frames=1)
 
@@ -226,7 +226,7 @@ def test_videos_follow_offset_and_stride(tmp_path, extension, codec):
 def test_a_video_is_decoded_no_further_than_needed(tmp_path, monkeypatch):
     write_video(tmp_path / "clip.mp4", "libx264", grey_images(20))
     decoded = []
-    open_video = video_io.iio.imopen
+    open_video = sequence.iio.imopen
 
     def open_and_count(*args, **kwargs):
         file = open_video(*args, **kwargs)
@@ -240,7 +240,7 @@ def test_a_video_is_decoded_no_further_than_needed(tmp_path, monkeypatch):
         file.iter = count
         return file
 
-    monkeypatch.setattr(video_io.iio, "imopen", open_and_count)
+    monkeypatch.setattr(sequence.iio, "imopen", open_and_count)
     load_sequence(tmp_path / "clip.mp4", frames=3, offset=1, stride=2)
     assert len(decoded) == 6
 
