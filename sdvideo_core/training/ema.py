@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .sharding import copy_whole, whole
+
 NamedParameters = dict[str, nn.Parameter]
 
 
@@ -46,12 +48,14 @@ class EMA:
         _copy(self.average, parameters)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.average | {"num_updates": torch.tensor(self.num_updates)}
+        """Whole averages, also where the parameters are split; then every process must call this."""
+        average = {name: whole(value) for name, value in self.average.items()}
+        return average | {"num_updates": torch.tensor(self.num_updates)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.num_updates = int(state["num_updates"])
         for name, average in self.average.items():
-            average.copy_(state[name])
+            copy_whole(state[name], average)
 
 
 @torch.no_grad()

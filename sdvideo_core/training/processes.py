@@ -11,17 +11,16 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DataLoaderConfiguration,
-    DistributedType,
     DynamoBackend,
     TorchDynamoPlugin,
     patch_environment,
 )
 from torch import nn
 
+from .sharding import shard_on_cpu
+
 if TYPE_CHECKING:
     from .trainer import SDVideoTrainer
-
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def accelerator_for(trainer: SDVideoTrainer, output: Path) -> Accelerator:
@@ -31,7 +30,7 @@ def accelerator_for(trainer: SDVideoTrainer, output: Path) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=alone)
     output.mkdir(parents=True, exist_ok=True)
     with patch_environment(**({"ACCELERATE_TORCH_DEVICE": str(device)} if alone else {})):
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=device.type == "cpu",
             mixed_precision=trainer.mixed_precision,
             dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=trainer.seed),
@@ -39,24 +38,28 @@ def accelerator_for(trainer: SDVideoTrainer, output: Path) -> Accelerator:
             project_dir=output,
             dynamo_plugin=TorchDynamoPlugin(backend=DynamoBackend.INDUCTOR, dynamic=False) if trainer.compile else None,
         )
-
-
-def check_sharding(trainer: SDVideoTrainer, accelerator: Accelerator) -> None:
-    """Averages and LoRA need whole weights in every process."""
-    option = "ema" if trainer.ema is not None else "lora_rank" if trainer.lora_rank is not None else None
-    if option and accelerator.distributed_type in SHARDED:
-        kind = accelerator.distributed_type.value
-        raise ValueError(f"{option}={getattr(trainer, option)} with {kind}, which splits the weights; launch with DDP")
+    shard_on_cpu(accelerator)
+    return accelerator
 
 
 def optimizer_for(parameters: list[nn.Parameter], lr: float, trainer: SDVideoTrainer) -> torch.optim.Optimizer:
     options: dict[str, Any] = {"lr": lr, "betas": trainer.betas, "weight_decay": trainer.weight_decay}
-    if not trainer.adam8bit:
-        return torch.optim.AdamW(parameters, **options)
+    if trainer.adam8bit:
+        return _adamw_8bit(torch.device(trainer.model.device))(parameters, **options)
+    return torch.optim.AdamW(parameters, **options)
+
+
+def _adamw_8bit(device: torch.device) -> Any:
     try:
-        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+        from bitsandbytes import __version__ as version  # pyright: ignore[reportMissingImports]
+        from bitsandbytes.optim.adamw import AdamW8bit  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
             "adam8bit needs the package bitsandbytes, which is missing; pip install bitsandbytes"
         ) from error
-    return AdamW8bit(parameters, **options)
+    if device.type == "cpu" and [int(part) for part in version.split(".")[:2]] < [0, 50]:
+        raise ImportError(
+            f"adam8bit on a CPU needs bitsandbytes 0.50 or newer, and {version} is installed; "
+            "pip install --upgrade bitsandbytes"
+        )
+    return AdamW8bit

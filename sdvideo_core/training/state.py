@@ -62,10 +62,11 @@ def save_state(accelerator: Accelerator, directory: Path, progress: Progress, em
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(temporary))
+    average = ema.state_dict() if ema else {}  # gathered from every process
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        if ema:
-            save_file(ema.state_dict(), temporary / EMA_NAME)
+        if average:
+            save_file(average, temporary / EMA_NAME)
         (temporary / PROGRESS_NAME).write_text(json.dumps(asdict(progress)), encoding="utf-8")
         _replace(temporary, final)
         for old in sorted(_states(directory))[:-KEPT]:

@@ -1,9 +1,10 @@
 """One of several processes that train a model together, as a launcher starts them.
 
-    python -m torch.distributed.run ... -m tests.unit.process_of_two MODEL OUT sdvideo's arguments...
+    accelerate launch ... -m tests.unit.process_of_two MODEL OUT [sdvideo's arguments...]
 
-Runs `sdvideo` with its arguments, then a trainer of six clips for one epoch. What this process read and the weights it
-ended with go to OUT/rank<number>.safetensors.
+Runs `sdvideo` with its arguments, if any, then trainers of six clips: one of an epoch, to OUT, which is stopped and
+resumed where FSDP splits the weights, and one of a LoRA, to OUT/lora. To OUT/rank<number>.safetensors go the weights
+that this process holds after the first, with what it read and what it refuses to do.
 """
 
 import json
@@ -12,26 +13,59 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from sdvideo_core import SDVideo
 from sdvideo_core.cli import main
+from sdvideo_core.training import SDVideoTrainer
 from tests.unit.small_training import collate, loader, make_trainer, train, weights
 
+SPLIT = "ACCELERATE_USE_FSDP" in os.environ
+REFUSED = {"adam8bit": ({"adam8bit": True}, {}), "samples": ({}, {"sample_every": 1, "sample_prompts": ["a star"]})}
 
-def train_and_tell(model: SDVideo, out: Path) -> None:
-    read: list[str] = []
 
-    def watching(items: list[Any]) -> dict[str, Any]:
-        read.extend(caption for _, caption in items)
-        return collate(items)
+class Process:
+    def __init__(self, model: str, out: str):
+        self.model, self.out = model, Path(out)
+        self.read: list[str] = []
 
-    train(make_trainer(model, out, loader(batch_size=1, collate_fn=watching), ema=0.9), steps=3)
-    save_file(weights(model), out / f"rank{os.environ['RANK']}.safetensors", {"read": json.dumps(read)})
+    def trainer(self, folder: str, model: SDVideo | None = None, **options: Any) -> SDVideoTrainer:
+        def watching(items: list[Any]) -> dict[str, Any]:
+            self.read.extend(caption for _, caption in items)
+            return collate(items)
+
+        data = loader(batch_size=1, collate_fn=watching)
+        model = model or SDVideo(self.model, amp=False)
+        return make_trainer(model, self.out / folder, data, save_dtype=torch.float32, **options)
+
+    def run(self) -> None:
+        for steps in (2, 3) if SPLIT else (3,):
+            first = train(self.trainer(".", ema=0.9, load_state=True), steps)
+        told = {"read": list(self.read)}
+        train(self.trainer("lora", lora_rank=2, train_only="temporal", gradient_accumulation=2), steps=1)
+        told["refused"] = {name: self.refusal(name, first.model) for name in REFUSED} if SPLIT else {}
+        held = {name: part(value) for name, value in weights(first.model).items()}
+        save_file(held, self.out / f"rank{os.environ['RANK']}.safetensors", {"told": json.dumps(told)})
+
+    def refusal(self, name: str, model: Any) -> str:
+        options, more = REFUSED[name]
+        try:
+            train(self.trainer(name, model, **options), steps=1, **more)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+
+def part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore
+    return local.contiguous()
 
 
 if __name__ == "__main__":
     directory, folder, *arguments = sys.argv[1:]
-    if main(arguments):
+    if arguments and main(arguments):
         sys.exit("sdvideo failed")
-    train_and_tell(SDVideo(directory, amp=False), Path(folder))
+    Process(directory, folder).run()

@@ -47,6 +47,7 @@ MODES = [
     {"lora_rank": 2, "ema": 0.9},
     {"train_only": "temporal", "noise_offset": 0.1, "start_noise": 0.5, "gradient_checkpointing": True},
     {"mixed_precision": "bf16", "epochs": 2},
+    {"adam8bit": True},
 ]
 
 

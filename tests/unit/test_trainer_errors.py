@@ -1,7 +1,10 @@
 """Trainer errors: what cannot be trained, said before the work starts or with the remedy."""
 
 import sys
+from types import SimpleNamespace
+from typing import cast
 
+import bitsandbytes
 import pytest
 import torch
 from accelerate import Accelerator, DistributedType
@@ -9,6 +12,7 @@ from accelerate import Accelerator, DistributedType
 from sdvideo_core import SDVideo
 from sdvideo_core.attention import sdpa
 from sdvideo_core.training import SDVideoTrainer
+from sdvideo_core.training.sharding import shard_on_cpu
 from tests.unit.small_training import collate, loader, train
 
 CLIPS = [(torch.zeros(2, 4, 4, 4), "a clip")] * 2
@@ -24,7 +28,6 @@ def trainer(model, out, data=CLIPS, make=collate, **options) -> SDVideoTrainer:
         ({"mixed_precision": "fp8"}, "mixed_precision='fp8'; expected no, bf16 or fp16"),
         ({"mixed_precision": "fp16"}, "needs a GPU and the model is on the CPU; use 'bf16'"),
         ({"xformers": True}, "xformers=True needs a GPU"),
-        ({"adam8bit": True}, "adam8bit=True needs a GPU"),
         ({"epochs": 0}, "epochs=0; it must be at least 1"),
         ({"gradient_accumulation": 0}, "gradient_accumulation=0; it must be at least 1"),
         ({"unconditional_ratio": 1.5}, "unconditional_ratio=1.5; it is a share of the samples, 0..1"),
@@ -114,10 +117,15 @@ def test_a_folder_that_is_no_state_is_refused(small_model, tmp_path):
 
 def test_missing_bitsandbytes_is_named(small_model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    run = trainer(small_model, tmp_path)
-    run.adam8bit = True  # which is refused on a CPU
     with pytest.raises(ImportError, match="adam8bit needs the package bitsandbytes, which is missing; pip install"):
-        train(run, steps=1)
+        train(trainer(small_model, tmp_path, adam8bit=True), steps=1)
+
+
+def test_a_bitsandbytes_without_cpu_kernels_is_named(small_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(bitsandbytes, "__version__", "0.49.2")
+    message = "adam8bit on a CPU needs bitsandbytes 0.50 or newer, and 0.49.2 is installed; pip install --upgrade"
+    with pytest.raises(ImportError, match=message):
+        train(trainer(small_model, tmp_path, adam8bit=True), steps=1)
 
 
 def test_a_missing_tracker_is_named(small_model, tmp_path):
@@ -136,11 +144,20 @@ def test_a_new_run_does_not_mix_with_an_old_one(model, tmp_path):
     assert sorted((tmp_path / "vid_states").iterdir()) == before
 
 
-@pytest.mark.parametrize("options", [{"ema": 0.9}, {"lora_rank": 2}])
-def test_split_weights_are_refused_where_whole_ones_are_needed(model, tmp_path, options, monkeypatch):
-    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
-    with pytest.raises(ValueError, match="with FSDP, which splits the weights; launch with DDP"):
-        train(trainer(model, tmp_path, **options), steps=1)
+@pytest.mark.parametrize(("kind", "name"), [("FSDP", "FSDP 1"), ("DEEPSPEED", "DEEPSPEED")])
+def test_other_ways_to_split_weights_are_refused(model, tmp_path, monkeypatch, kind, name):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType(kind))
+    message = f"the launcher asked for {name}, which .*; launch with --use_fsdp --fsdp_version 2, or with DDP"
+    with pytest.raises(ValueError, match=message):
+        train(trainer(model, tmp_path), steps=1)
+
+
+def test_split_weights_on_the_cpu_of_a_machine_with_a_gpu_are_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    processes = cast(Accelerator, SimpleNamespace(device=torch.device("cpu"), num_processes=2))
+    with pytest.raises(ValueError, match="FSDP takes the GPU where there is one; load the model with device='cuda'"):
+        shard_on_cpu(processes)
 
 
 def test_a_run_that_cannot_begin_leaves_the_model_as_it_was(model, tmp_path):

@@ -131,16 +131,52 @@ def test_bad_clips_are_named_or_skipped(small_model_dir, clips, tmp_path, capsys
         assert main(arguments(small_model_dir, data, tmp_path / "out", "--steps=1", "--skip-bad")) == 0
 
 
+def launch(launcher: list[str], *of_process: object) -> None:
+    """Runs two processes of tests.unit.process_of_two."""
+    command = [sys.executable, "-m", *launcher, "-m", "tests.unit.process_of_two", *map(str, of_process)]
+    environment = ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.fixture(scope="module")
 def two(small_model_dir, clips, tmp_path_factory) -> Path:
-    """What two processes wrote: out, of `sdvideo train`, and what each of them tells of an epoch of six clips."""
+    """Where two processes wrote that hold all weights each; to out, what `sdvideo train` did."""
     folder = tmp_path_factory.mktemp("two")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     run = arguments(small_model_dir, clips, folder / "out", "--steps=2", "--ema=0.9")
-    program = ["-m", "tests.unit.process_of_two", str(small_model_dir), str(folder), *run]
-    done = subprocess.run([*launch, *program], env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch(launcher, small_model_dir, folder, *run)
     return folder
+
+
+@pytest.fixture(scope="module")
+def split(small_model_dir, tmp_path_factory) -> Path:
+    """Where two processes wrote that hold a part of the weights each."""
+    folder = tmp_path_factory.mktemp("split")
+    fsdp = ["--use_fsdp", "--fsdp_version=2", "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP"]
+    launcher = ["accelerate.commands.launch", *fsdp, "--num_processes=2", "--main_process_port=0"]
+    launch(launcher, small_model_dir, folder)
+    return folder
+
+
+def losses(run: Path) -> list[float]:
+    """Of each step until the newest state."""
+    return json.loads((run / "vid_states" / states(run)[-1] / "progress.json").read_text())["losses"]
+
+
+def trained(run: Path) -> dict[str, torch.Tensor]:
+    """The file of weights; of a LoRA, those that began as zeros."""
+    tensors = load_file(next(run.glob("vid_*.safetensors")))
+    return {name: value for name, value in tensors.items() if not name.endswith(("lora_down.weight", "alpha"))}
+
+
+def told(folder: Path, what: str) -> list:
+    """What each of the two processes tells."""
+    tells = []
+    for rank in (0, 1):
+        with safe_open(folder / f"rank{rank}.safetensors", "pt") as file:
+            tells.append(json.loads(file.metadata()["told"])[what])
+    return tells
 
 
 def test_two_processes_write_the_files_of_one(two):
@@ -153,12 +189,44 @@ def test_two_processes_write_the_files_of_one(two):
 
 
 def test_two_processes_share_the_clips_and_end_with_one_model(two, small_model):
-    read = []
-    for path in (two / "rank0.safetensors", two / "rank1.safetensors"):
-        with safe_open(path, "pt") as file:
-            read.append(json.loads(file.metadata()["read"]))
+    read = told(two, "read")
     assert [len(captions) for captions in read] == [3, 3]
     assert set(chain(*read)) == {f"clip {index}" for index in range(6)}
     first, second = (load_file(two / f"rank{rank}.safetensors") for rank in (0, 1))
     assert not differing(first, second)
     assert differing(first, weights(small_model))
+
+
+# FSDP
+
+
+def test_each_process_holds_half_of_the_weights(split, small_model):
+    parts = [load_file(split / f"rank{rank}.safetensors") for rank in (0, 1)]
+    whole = weights(small_model)
+    assert all(len(parts[0][name]) + len(parts[1][name]) == len(value) for name, value in whole.items())
+    sizes = [sum(value.numel() for value in part.values()) for part in parts]
+    assert max(sizes) < 0.55 * sum(sizes)
+
+
+@pytest.mark.parametrize("run", [".", "lora"])
+def test_training_split_and_resumed_is_that_of_whole_weights_without_a_stop(two, split, small_model, run):
+    assert losses(split / run) == pytest.approx(losses(two / run), rel=1e-5)
+    expected, found = trained(two / run), trained(split / run)
+    before = weights(small_model) if run == "." else {}
+    assert found.keys() == expected.keys()
+    apart = sum((found[name] - value).square().sum() for name, value in expected.items())
+    moved = sum((value - before.get(name, 0)).square().sum() for name, value in expected.items())
+    assert apart < 1e-4 * moved  # one hundredth of the way: where a gradient is almost 0, AdamW steps by its sign
+
+
+def test_split_weights_are_saved_as_a_checkpoint_of_their_average(split, model):
+    average = load_file(split / "vid_states/step-00000003/ema.safetensors")
+    saved = load_file(split / "vid_unet.safetensors")
+    model.unet.load_state_dict(saved)
+    assert all(torch.equal(p, average[f"unet.{name}"]) for name, p in model.unet.named_parameters())
+
+
+def test_what_needs_whole_weights_is_refused_where_they_are_split(split):
+    for refused in told(split, "refused"):
+        assert "adam8bit=True does not go with weights split by FSDP; leave it out" in refused["adam8bit"]
+        assert "sample_every does not go with weights split by FSDP; leave it out" in refused["samples"]
