@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .comfy_bridge.folders import register_model_folder
+from .comfy_bridge.strips import register_strip_route
 from .conditioning import SDVideoTextEncode
 from .frames import SDVideoLoadFrameSequence, SDVideoSaveGIF
 from .latents import SDVideoLatentInit, SDVideoVAEDecode
@@ -34,6 +35,7 @@ NODES: list[type[io.ComfyNode]] = [
 class SDVideoExtension(ComfyExtension):
     async def on_load(self) -> None:
         register_model_folder()
+        register_strip_route()
         await register_replacements()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -1,7 +1,8 @@
-/** SDVideo in the browser: clips play inside nodes while they are made and after, and GIFs bring back their graph. */
+/** SDVideo in the browser: clips play inside their nodes, frames are chosen by eye, and GIFs bring back their graph. */
 
 import { app } from "../../scripts/app.js";
 import { openGraphsInGifs } from "./gif_files.js";
+import { LOAD_FRAMES, addStrip } from "./load_frames.js";
 import { showSampling } from "./sampling.js";
 import { SAVE_GIF, addPlayer, menuItems, restore } from "./save_gif.js";
 import { showTraining } from "./training.js";
@@ -19,6 +20,7 @@ app.registerExtension({
 
   nodeCreated(node) {
     if (node.comfyClass === SAVE_GIF) addPlayer(node, app);
+    if (node.comfyClass === LOAD_FRAMES) addStrip(node, app);
   },
 
   onNodeOutputsUpdated(outputs) {

@@ -1,0 +1,99 @@
+"""Load Frame Sequence in both renderers: files dropped on it or chosen, and the strip of its frames."""
+
+import itertools
+
+import pytest
+from PIL import Image
+
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
+
+NUM_FRAMES, WIDTH, HEIGHT = 12, 48, 32
+SIZE = f"{WIDTH} \N{MULTIPLICATION SIGN} {HEIGHT}"
+FOLDERS = (f"walk-{number}" for number in itertools.count())
+TITLE = (350, 135)  # a place on the node's title
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """12 frames, each brighter than the one before, in a folder of their own with a note that is no picture."""
+    folder = tmp_path / next(FOLDERS)
+    folder.mkdir()
+    (folder / "notes.txt").write_text("frames of a walk", encoding="utf-8")
+    for index in range(NUM_FRAMES):
+        Image.new("RGB", (WIDTH, HEIGHT), (20 * index, 0, 0)).save(folder / f"{folder.name}_{index + 1}.png")
+    return sorted(folder.glob("*.png"))
+
+
+@pytest.fixture
+def frames(canvas):
+    """The part of a Load Frame Sequence node that shows its frames."""
+    canvas.add("SDVideoLoadFrameSequence")
+    frames = canvas.page.get_by_role("group", name="Frames to load")
+    # It begins with the first source there is.
+    expect(frames.get_by_role("listitem")).not_to_have_count(0)
+    return frames
+
+
+def wait_for_source(canvas, name):
+    canvas.page.wait_for_function("(name) => app.graph.nodes[0].widgets[0].value === name", arg=name)
+
+
+def picked(frames):
+    items = frames.get_by_role("listitem")
+    return [index for index in range(items.count()) if items.nth(index).get_attribute("data-picked") is not None]
+
+
+def test_pictures_dropped_on_the_node_become_a_folder_and_a_strip(canvas, server, frames, pictures):
+    canvas.drop(*pictures, place=TITLE)
+    # 16 frames are wanted when a node is new.
+    expect(frames.get_by_role("status")).to_have_text(f"12 of 12 frames, {SIZE}; 4 too few")
+    wait_for_source(canvas, pictures[0].parent.name)
+    folder = server.base / "input" / pictures[0].parent.name
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {p.name: p.read_bytes() for p in pictures}
+    assert frames.get_by_role("listitem").count() == NUM_FRAMES
+    shades = frames.get_by_role("img").evaluate_all(
+        """(images) => images.map((image) => {
+          const context = new OffscreenCanvas(1, 1).getContext("2d");
+          context.drawImage(image, 0, 0);
+          return context.getImageData(0, 0, 1, 1).data[0];
+        })"""
+    )
+    assert shades == [pytest.approx(20 * index, abs=6) for index in range(NUM_FRAMES)]
+
+
+def test_the_strip_marks_what_the_node_picks(canvas, frames, pictures):
+    canvas.drop(*pictures, place=TITLE)
+    expect(frames.get_by_role("listitem")).to_have_count(NUM_FRAMES)
+    canvas.set_widgets({"offset": 2, "stride": 3, "num_frames": 3})
+    expect(frames.get_by_role("status")).to_have_text(f"3 of 12 frames, {SIZE}")
+    assert picked(frames) == [2, 5, 8]
+    workflow = canvas.serialize()
+    canvas.clear()
+    canvas.load(workflow)
+    expect(frames.get_by_role("listitem")).to_have_count(NUM_FRAMES)
+    assert picked(frames) == [2, 5, 8]
+
+
+def test_a_folder_is_chosen_without_what_is_no_picture(canvas, server, frames, pictures):
+    with canvas.page.expect_file_chooser() as chooser:
+        frames.get_by_role("button", name="Choose Folder").click()
+    chooser.value.set_files(pictures[0].parent)
+    expect(frames.get_by_role("listitem")).to_have_count(NUM_FRAMES)
+    wait_for_source(canvas, pictures[0].parent.name)
+    assert len(list((server.base / "input" / pictures[0].parent.name).iterdir())) == NUM_FRAMES
+
+
+def test_a_gif_stays_one_file(canvas, server, frames, tmp_path):
+    first, *rest = [Image.new("RGB", (WIDTH, HEIGHT), (0, 40 * index, 0)) for index in range(5)]
+    first.save(tmp_path / f"one_{canvas.renderer}.gif", save_all=True, append_images=rest)
+    canvas.drop(tmp_path / f"one_{canvas.renderer}.gif", place=TITLE)
+    wait_for_source(canvas, f"one_{canvas.renderer}.gif")
+    expect(frames.get_by_role("listitem")).to_have_count(5)
+    assert (server.base / "input" / f"one_{canvas.renderer}.gif").is_file()
+    assert canvas.node_types() == ["SDVideoLoadFrameSequence"]
+
+
+def test_what_is_no_picture_is_refused(canvas, frames, tmp_path):
+    (tmp_path / "graph.json").write_text("{}", encoding="utf-8")
+    canvas.drop(tmp_path / "graph.json", place=TITLE)
+    expect(frames.get_by_role("status")).to_have_text("Cannot upload nothing: these are no pictures or videos")
