@@ -94,7 +94,7 @@ def test_each_sequence_gets_a_folder_of_its_own_which_can_be_loaded(server, grey
     for number, order in ((1, [0, 1, 2, 3]), (2, [0, 1, 2, 3, 2, 1])):
         output = server.run(graph("v1.5", format="png sequence", ping_pong=number == 2))["outputs"]["save"]
         assert {image["subfolder"] for image in output["images"]} == {f"v1.5/clip_{number:05}_"}
-        frames = [Image.open(io.BytesIO(server.view(**image))) for image in output["images"]]
+        frames: list[Image.Image] = [Image.open(io.BytesIO(server.view(**image))) for image in output["images"]]
         assert frame_numbers(frames) == order
 
 
