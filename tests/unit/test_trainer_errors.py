@@ -116,7 +116,7 @@ def test_a_folder_that_is_no_state_is_refused(small_model, tmp_path):
 
 
 def test_missing_bitsandbytes_is_named(small_model, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim.adamw", None)
     with pytest.raises(ImportError, match="adam8bit needs the package bitsandbytes, which is missing; pip install"):
         train(trainer(small_model, tmp_path, adam8bit=True), steps=1)
 
