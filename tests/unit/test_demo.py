@@ -8,10 +8,12 @@ from torch.utils.data import DataLoader
 
 from sdvideo_core import SDVideo, demo_model
 from sdvideo_core.cli import main
+from sdvideo_core.demo import few_steps, few_steps_lora
 from sdvideo_core.demo.clips import NUM_FRAMES, SIZE, Scene, caption, draw_clip
 from sdvideo_core.demo.reading import read_scene
 from sdvideo_core.frames import video_to_images
 from sdvideo_core.inspection import inspect
+from sdvideo_core.lcm import LCM
 from sdvideo_core.lora import LoRA
 from sdvideo_core.training import SDVideoTrainer
 
@@ -66,6 +68,18 @@ def test_the_first_command_shows_what_it_says(tmp_path, capsys):
     seen = read_scene(frames)
     assert (seen.color, seen.shape, seen.motion) == ("red", "circle", "left")
     assert "demo.gif" in capsys.readouterr().err
+
+
+def test_the_few_step_lora_is_small_and_says_how_it_is_sampled():
+    assert few_steps_lora().stat().st_size <= 3_000_000
+    assert LCM.from_file(few_steps_lora()) == few_steps.SAMPLING["sampler"]
+
+
+@pytest.mark.parametrize(("prompt", "expected"), PROMPTS.items())
+def test_four_steps_without_guidance_follow_the_prompt_with_its_lora(demo, prompt, expected):
+    with LoRA.from_file(demo.unet, few_steps_lora()):
+        seen = read(demo(prompt, **OPTIONS | few_steps.SAMPLING))
+    assert (seen.color, seen.shape, seen.motion, seen.background) == expected
 
 
 def test_video_to_video_changes_the_colour_and_keeps_the_motion(demo):
