@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .comfy_bridge.folders import clips_folder, model_directories, stamp, workflow_metadata
+from .comfy_bridge.folders import (
+    OWN,
+    check_names,
+    clips_folder,
+    model_directories,
+    part_names,
+    stamp,
+    workflow_metadata,
+)
 
 Dataset = io.Custom("SDVIDEO_DATASET")
 LoraModel = io.Custom("LORA_MODEL")
@@ -18,7 +26,7 @@ class SDVideoDataset(io.ComfyNode):
             display_name="Load Video Dataset",
             category="SDVideo",
             description="Finds clips and their captions in a folder, to train on.",
-            search_aliases=["training data", "clips", "captions", "video folder"],
+            search_aliases=["dataset", "training data", "clips", "captions", "video folder", "数据集"],
             inputs=[
                 io.String.Input(
                     "directory",
@@ -89,8 +97,8 @@ class SDVideoTrainLoRA(io.ComfyNode):
             category="SDVideo",
             description="Trains a LoRA of a video model on clips and saves it in models/loras. "
             "Its lora output goes into Load LoRA Model at once; later, Load LoRA finds the file.",
-            search_aliases=["finetune", "fine-tune", "training", "lora trainer"],
-            inputs=[*_sources(), *_optimization(), *_precision(), *_result()],
+            search_aliases=["finetune", "fine-tune", "training", "lora trainer", "训练"],
+            inputs=[*_sources(), *_optimization(), *_precision(), *_result(), *_parts()],
             outputs=[
                 LoraModel.Output("lora", display_name="lora", tooltip="The LoRA, for Load LoRA Model."),
                 io.Image.Output("loss_curve", display_name="loss_curve", tooltip="The loss of each step as a plot."),
@@ -98,6 +106,10 @@ class SDVideoTrainLoRA(io.ComfyNode):
             ],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, model: str | None, vae: str | None = OWN, clip: str | None = OWN) -> bool | str:
+        return check_names(model, vae=vae, clip=clip)
 
     @classmethod
     def execute(cls, model, dataset, steps, filename_prefix, **settings) -> io.NodeOutput:
@@ -108,7 +120,7 @@ class SDVideoTrainLoRA(io.ComfyNode):
         return io.NodeOutput(trained.weights, trained.loss_curve, trained.name)
 
 
-# Apart from model, dataset, steps, batch_size and filename_prefix, each is an argument of SDVideoTrainer by that name.
+# Apart from model, dataset, steps, batch_size, filename_prefix, vae and clip, each is an argument of SDVideoTrainer.
 
 
 def _sources() -> list[io.Input]:
@@ -116,8 +128,8 @@ def _sources() -> list[io.Input]:
         io.Combo.Input(
             "model",
             options=list(model_directories()),
-            tooltip="Folder in models/text2video, as in Load ModelScope Video Model. Training loads it anew, because "
-            "the weights that ComfyUI holds for sampling cannot be trained on.",
+            tooltip="Folder or file in models/text2video, as in Load ModelScope Video Model. Training loads it anew, "
+            "because the weights that ComfyUI holds for sampling cannot be trained on.",
         ),
         Dataset.Input("dataset", tooltip="Clips of Load Video Dataset."),
     ]
@@ -200,4 +212,16 @@ def _result() -> list[io.Input]:
         io.Int.Input(
             "sample_every", default=100, min=1, max=100000, optional=True, tooltip="Steps between such clips."
         ),
+    ]
+
+
+def _parts() -> list[io.Input]:
+    places = {
+        "vae": "Where the autoencoder comes from, for models without one, as in Load ModelScope Video Model.",
+        "clip": "Where the text encoder comes from, for models without one, as in Load ModelScope Video Model.",
+    }
+    models = list(model_directories())
+    return [
+        io.Combo.Input(part, options=part_names(part, models), default=OWN, optional=True, tooltip=tooltip)
+        for part, tooltip in places.items()
     ]

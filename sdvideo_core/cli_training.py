@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli_files
+from . import cli_defaults, cli_files
 from .cli_files import DTYPES
 
 if TYPE_CHECKING:
@@ -41,9 +41,11 @@ def _add_data(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, 
     add("--model", required=True, metavar="PATH", help="model folder, or a file of a UNet's weights")
     cli_files.add_part_options(parser)
     add("--data", required=True, metavar="DIR", help=data)
-    add("--frames", type=int, default=None, help="of each clip; shorter clips play back and forth; default: 16")
+    text = f"of each clip; shorter clips play back and forth; {cli_defaults.FRAMES}"
+    add("--frames", type=int, default=None, help=text)
     add("--stride", type=int, default=None, help="take every n-th frame; default: 1")
-    add("--size", type=size, default=None, help="WIDTHxHEIGHT clips are scaled and cropped to; default: 256x256")
+    text = f"WIDTHxHEIGHT clips are scaled and cropped to; {cli_defaults.SIZE}"
+    add("--size", type=size, default=None, help=text)
     add("--skip-bad", action="store_true", help="leave clips out that cannot be used, and count them")
     add("--device", default="auto", help="cpu, cuda or cuda:1; auto: cuda if there is one")
 
@@ -110,10 +112,9 @@ def train(args: argparse.Namespace) -> None:
 
     distillation = _distillation(args)
     is_cache = _is_cache(Path(args.data))
-    data: Any = CachedDataset(args.data) if is_cache else _dataset(args)
-    collate = (
-        partial(collate_cached, num_frames=args.frames) if is_cache else partial(collate_fn, **_clip_options(args))
-    )
+    options = {"num_frames": args.frames} if is_cache else _clip_options(args)
+    data: Any = CachedDataset(args.data) if is_cache else _dataset(args, options)
+    collate = partial(collate_cached if is_cache else collate_fn, **options)
     model = _load(args)
     if is_cache:
         _check_cache(args, data, model)
@@ -134,7 +135,8 @@ def train(args: argparse.Namespace) -> None:
 def cache(args: argparse.Namespace) -> None:
     from .training import encode_dataset
 
-    dataset, options = _dataset(args), _clip_options(args)
+    options = _clip_options(args)
+    dataset = _dataset(args, options)
     encode_dataset(_load(args), dataset, args.out, bar=True, **options)
     sys.stderr.write(f"Wrote {args.out}: {len(dataset)} clips of {options['num_frames']} frames\n")
 
@@ -165,15 +167,16 @@ def _check_cache(args: argparse.Namespace, dataset: CachedDataset, model: SDVide
     dataset.check_model(model)
 
 
-def _dataset(args: argparse.Namespace) -> ClipDataset:
+def _dataset(args: argparse.Namespace, options: dict[str, Any]) -> ClipDataset:
     from .training import open_dataset
 
-    options = _clip_options(args)
     return open_dataset(args.data, args.skip_bad, max_frames=(options["num_frames"] - 1) * options["stride"] + 1)
 
 
 def _clip_options(args: argparse.Namespace) -> dict[str, Any]:
-    return {"num_frames": args.frames or 16, "image_size": args.size or (256, 256), "stride": args.stride or 1}
+    from .families import find_family
+
+    return cli_defaults.clip_options(args, find_family(args.model))
 
 
 def _load(args: argparse.Namespace) -> SDVideo:

@@ -49,9 +49,9 @@ KINDS = (
 ELSEWHERE = {
     "unet": "",
     "vae": ", or take the autoencoder from another file or model: "
-    "vae=PATH in Python, --vae PATH on the command line, vae in the loader node",
+    "vae=PATH in Python, --vae PATH on the command line, vae in the node",
     "text encoder": ", or take the text encoder from another file or model: "
-    "text_encoder=PATH in Python, --clip PATH on the command line, clip in the loader node",
+    "text_encoder=PATH in Python, --clip PATH on the command line, clip in the node",
 }
 
 DIFFUSERS_INDEX = "model_index.json"

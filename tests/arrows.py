@@ -58,7 +58,7 @@ CORE_ARROWS: dict[str, set[str]] = {
     "cli_lora": LIBRARY | {"pipeline"},
     "cli_sampling": LIBRARY,
     "cli_files": LIBRARY,
-    "cli_training": LIBRARY | {"training", "pipeline", "cli_files"},
+    "cli_training": LIBRARY | {"training", "pipeline", "cli_defaults", "cli_files"},
     "cli_defaults": LIBRARY,
     "cli_output": LIBRARY,
     "cli_demo": LIBRARY | {"demo", "pipeline", "cli_defaults", "cli_lora", "cli_output", "cli_sampling"},

@@ -10,16 +10,26 @@ from typing import Any
 
 import comfy.cli_args
 import torch
-from comfy.latent_formats import LatentFormat
+from comfy.latent_formats import SD15, LatentFormat
 from PIL import Image
 from torch import Tensor
 
+from ...sdvideo_core.families import Family
 from .browser import Reports
 
 EVENT = "sdvideo.sampling"
 MAX_FRAMES, MAX_SIDE = 32, 96  # of a preview; latents are an eighth of the frames' size
 
 Callback = Callable[[int, Tensor, Tensor, int], None]  # (index of the step, clean latents, latents, number of steps)
+
+
+def latent_format(family: Family | None) -> LatentFormat:
+    """Stable Diffusion's, as of the published models; with other colours for a family whose autoencoder is another."""
+    latents = SD15()
+    if family and family.latent_rgb_factors:
+        *latents.latent_rgb_factors, latents.latent_rgb_factors_bias = map(list, family.latent_rgb_factors)
+        latents.taesd_decoder_name = None  # it draws Stable Diffusion's latents
+    return latents
 
 
 def preview_sampling(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -65,4 +75,6 @@ def latents_to_frames(latents: Tensor, latent_format: LatentFormat) -> Tensor:
         latents = torch.nn.functional.interpolate(latents, scale_factor=scale, mode="area")
     to_rgb = torch.tensor(latent_format.latent_rgb_factors, device=latents.device)  # (4, 3)
     colors = latents.movedim(1, 3) @ to_rgb
+    if latent_format.latent_rgb_factors_bias is not None:
+        colors += torch.tensor(latent_format.latent_rgb_factors_bias, device=latents.device)
     return colors.add(1).mul(127.5).clamp(0, 255).byte().cpu()

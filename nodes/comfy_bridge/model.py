@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import comfy.conds
-import comfy.latent_formats
 import comfy.ldm.modules.attention
 import comfy.model_base
 import comfy.model_management
@@ -23,9 +22,10 @@ from torch import Tensor
 
 from ...sdvideo_core import checkpoint
 from ...sdvideo_core.config import UNetConfig
-from ...sdvideo_core.families import Family, far_from_training, find_family, summary
+from ...sdvideo_core.families import Family, family_of, far_from_training, find_family, summary
+from ...sdvideo_core.layouts import find_layout, names_of
 from ...sdvideo_core.unet import UNetSD
-from .live_preview import preview_sampling
+from .live_preview import latent_format, preview_sampling
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 
@@ -53,9 +53,12 @@ class ModelScopeModel(comfy.model_base.BaseModel):
 
 class ModelScopeConfig(comfy.supported_models_base.BASE):
     unet_extra_config = {}  # noqa: RUF012 - the base class' way to be configured
-    latent_format = comfy.latent_formats.SD15
     memory_usage_factor = 1.0
     supported_inference_dtypes = DTYPES
+
+    def __init__(self, unet: UNetConfig, family: Family | None):
+        super().__init__({"config": unet, "model_channels": unet.dim})
+        self.latent_format = latent_format(family)
 
     def get_model(self, _state_dict: Any, _prefix: str = "", device: Any = None) -> ModelScopeModel:
         return ModelScopeModel(self, device)
@@ -140,16 +143,19 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, transformer_options:
 def load_model(path: str | Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     """The UNet of a model folder or a file as a MODEL; dtype and placement are ComfyUI's choice."""
     management = comfy.model_management
-    config, weights, source = checkpoint.read_network(path, "unet")
-    with torch.device("meta"):
-        checkpoint.check_weights(UNetSD(config), weights, source)
+    layout = find_layout(path)
+    config, shapes, _ = checkpoint.read_network(layout, "unet", "meta")
+    family = family_of(names_of(layout), config)
     device = management.get_torch_device()
     dtype = management.unet_dtype(
-        model_params=sum(w.numel() for w in weights.values()),
+        model_params=sum(w.numel() for w in shapes.values()),
         supported_dtypes=DTYPES,
-        weight_dtype=comfy.utils.weight_dtype(weights),
+        weight_dtype=comfy.utils.weight_dtype(shapes),
     )
-    model_config = ModelScopeConfig({"config": config, "model_channels": config.dim})
+    _, weights, source = checkpoint.read_network(layout, "unet", dtype=dtype)
+    with torch.device("meta"):
+        checkpoint.check_weights(UNetSD(config), weights, source)
+    model_config = ModelScopeConfig(config, family)
     model_config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, DTYPES))
     model = model_config.get_model(weights)
     make = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
@@ -158,7 +164,7 @@ def load_model(path: str | Path, disable_dynamic: bool = False) -> comfy.model_p
         weights = {key: weight.to(dtype) for key, weight in weights.items()}
     model.load_model_weights(weights, assign=True)
     patcher.cached_patcher_init = (load_model, (path,))
-    warn = functools.partial(_warn_far_from_training, find_family(path))
+    warn = functools.partial(_warn_far_from_training, family)
     sampling = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
     patcher.add_wrapper_with_key(sampling, "sdvideo_family", warn)
     patcher.add_wrapper_with_key(sampling, "sdvideo_preview", preview_sampling)

@@ -20,18 +20,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ...sdvideo_core import SDVideo
-from ...sdvideo_core.config import ModelConfig
 from ...sdvideo_core.frames import images_to_frames
-from ...sdvideo_core.layouts import PARTS, SINGLE, find_layout
-from ...sdvideo_core.training import SDVideoTrainer, collate_fn, open_dataset
+from ...sdvideo_core.layouts import find_layout
+from ...sdvideo_core.training import (
+    CachedDataset,
+    SDVideoTrainer,
+    collate_cached,
+    collate_fn,
+    encode_dataset,
+    open_dataset,
+)
 from ...sdvideo_core.training.collate import check_options
 from ...sdvideo_core.training.datasets import ClipDataset
 from ...sdvideo_core.training.loss_plot import plot_loss
 from ...sdvideo_core.whole_file import whole_file
 from .browser import Reports
-from .folders import clips_folder, lora_file, model_directory, temporary_folder
+from .folders import OWN, clips_folder, lora_file, model_directory, part_path, temporary_folder
 
-PART_FILES = (ModelConfig.unet_file, ModelConfig.vae_file, ModelConfig.text_file)
 EVENT = "sdvideo.training"
 MOST_POINTS = 300
 # A LoRA is float32 whatever it adapts, so the model itself is held in the precision it computes in.
@@ -47,9 +52,22 @@ class Clips:
     image_size: tuple[int, int]  # width, height
     stride: int
 
+    def options(self) -> dict[str, Any]:
+        return {"num_frames": self.num_frames, "image_size": self.image_size, "stride": self.stride}
+
     def loader(self, batch_size: int) -> DataLoader[Any]:
-        collate = partial(collate_fn, num_frames=self.num_frames, image_size=self.image_size, stride=self.stride)
-        return DataLoader(self.dataset, batch_size, shuffle=True, collate_fn=collate)
+        return DataLoader(self.dataset, batch_size, shuffle=True, collate_fn=partial(collate_fn, **self.options()))
+
+    def encoded_loader(self, batch_size: int, model: SDVideo, folder: Path) -> DataLoader[Any]:
+        """The same batches, of clips that are encoded now, into files in a folder."""
+        progress = comfy.utils.ProgressBar(len(self.dataset))
+
+        def report(done: int, total: int) -> None:
+            progress.update_absolute(done, total)
+            comfy.model_management.throw_exception_if_processing_interrupted()
+
+        encode_dataset(model, self.dataset, folder, **self.options(), callback=report)
+        return DataLoader(CachedDataset(folder), batch_size, shuffle=True, collate_fn=collate_cached)
 
 
 @dataclass(frozen=True)
@@ -66,11 +84,17 @@ def open_clips(directory: str, num_frames: int, image_size: tuple[int, int], str
 
 
 def train_lora(
-    model: str, clips: Clips, steps: int, filename_prefix: str, metadata: dict[str, str], **settings: Any
+    model: str,
+    clips: Clips,
+    steps: int,
+    filename_prefix: str,
+    metadata: dict[str, str],
+    vae: str = OWN,
+    clip: str = OWN,
+    **settings: Any,
 ) -> TrainedLoRA:
     """Trains a LoRA for a listed model; its file in models/loras appears at the end, whole, or not at all."""
-    directory, (path, name) = model_directory(model), lora_file(filename_prefix)
-    _check_whole(model, directory)
+    places, (path, name) = _find_parts(model, vae, clip), lora_file(filename_prefix)
     comfy.model_management.unload_all_models()
     try:
         with (
@@ -79,7 +103,7 @@ def train_lora(
             torch.inference_mode(False),
             torch.enable_grad(),
         ):
-            file, losses = _train(directory, clips, steps, folder, **settings)
+            file, losses = _train(places, clips, steps, Path(folder), **settings)
             weights = _publish(file, path, metadata)
     finally:
         gc.collect()  # modules and their hooks refer to each other, and would stay in the GPU's memory
@@ -88,24 +112,20 @@ def train_lora(
     return TrainedLoRA(weights, curve.contiguous(), name)
 
 
-def _check_whole(model: str, path: Path) -> None:
-    """Raises unless a model has all its parts; unlike the loader, training has no inputs for those of others."""
-    layout = find_layout(path)
-    if layout.name == SINGLE and "unet" in layout.parts and layout.missing:
-        lacking = " and no ".join(PARTS[part] for part in layout.missing)
-        raise ValueError(
-            f"model {model!r} has no {lacking}, and training takes none from elsewhere; put them with the UNet into "
-            f"one folder of models/text2video, named {', '.join(PART_FILES)} (or .safetensors), and choose that folder"
-        )
-    for missing in layout.missing.values():
-        raise FileNotFoundError(f"model {model!r} cannot be trained: {missing}")
+def _find_parts(model: str, vae: str, clip: str) -> dict[str, Any]:
+    """Where a listed model and its parts lie, as SDVideo takes them; raises, before any is read, if one is nowhere."""
+    directory = model_directory(model)
+    places = {"vae": part_path(vae, "vae", directory), "text encoder": part_path(clip, "clip", directory)}
+    for part, place in {"unet": directory, **places}.items():
+        find_layout(place).part(part)
+    return {"model_path": directory, "vae": places["vae"], "text_encoder": places["text encoder"]}
 
 
 def _train(
-    directory: Path,
+    places: dict[str, Any],
     clips: Clips,
     steps: int,
-    folder: str,
+    folder: Path,
     batch_size: int,
     mixed_precision: str,
     sample_prompt: str = "",
@@ -114,14 +134,19 @@ def _train(
 ) -> tuple[Path, list[float]]:
     """The file that holds the trained LoRA, and the loss of each step."""
     device = comfy.model_management.get_torch_device()
+    model = SDVideo(device=device, dtype=WEIGHTS[mixed_precision], **places)
     trainer = SDVideoTrainer(
-        SDVideo(directory, device, WEIGHTS[mixed_precision]),
+        model,
         clips.loader(batch_size),
         folder,
         mixed_precision=mixed_precision,
         save_states=False,
+        before_pass=comfy.model_management.throw_exception_if_processing_interrupted,
         **settings,
     )
+    if steps * batch_size * trainer.gradient_accumulation > len(clips.dataset):  # clips are seen again
+        trainer.dataloader = clips.encoded_loader(batch_size, model, folder / "encoded")
+        trainer.preencoded_img = trainer.preencoded_txt = True
     file = trainer.train(
         "trained",
         steps=steps,
@@ -129,7 +154,7 @@ def _train(
         sample_every=sample_every,
         sample_prompts=[sample_prompt] if sample_prompt.strip() else [],
         bar=comfy.utils.PROGRESS_BAR_ENABLED,
-        callback=_reporter(steps, trainer, Path(folder)),
+        callback=_reporter(steps, trainer, folder),
     )
     return file, trainer.losses
 

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator, skip_first_batches
 from torch import Tensor
 
+from ..families import Family
 from ..schedule import NoiseSchedule
 from ..text_encoder import TextEncoder
 from ..unet import UNetSD
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 
 ORDER, READING, NOISE = range(3)  # what generators are for
+ASIDE = torch.device("cpu")  # where encoders wait while there is nothing to encode
 
 
 class Model(Protocol):
@@ -32,6 +34,7 @@ class Model(Protocol):
     vae: AutoencoderKL
     text_encoder: TextEncoder
     schedule: NoiseSchedule
+    family: Family | None
     device: Any
     dtype: torch.dtype
 
@@ -58,8 +61,10 @@ class Batches:
     def __init__(self, trainer: SDVideoTrainer, loader: Any, accelerator: Accelerator):
         self.trainer, self.loader, self.accelerator = trainer, loader, accelerator
         self.model = trainer.model
-        for encoder in (self.model.vae, self.model.text_encoder):
-            encoder.to(accelerator.device)  # which differs from the model's where there are several processes
+        self._place_encoders(accelerator.device)  # which differs from the model's where there are several processes
+        if self._come_encoded:
+            _ = self.empty  # while its encoder is there
+            self._place_encoders(ASIDE)
         self.video_size = (0, 0, 0)  # frames, height and width of the last batch's latents
         self._iterator: Iterator[dict[str, Any]] = iter(())
         self._next = -1
@@ -76,6 +81,25 @@ class Batches:
     def close(self) -> None:
         """Ends the processes that read ahead; left to the garbage collector, each holds it up for 5 s."""
         self._iterator = iter(())
+        self._place_encoders(self.accelerator.device)
+
+    @contextmanager
+    def encoders(self) -> Iterator[None]:
+        """Within, the encoders are on the device; clips that come encoded leave their memory to the network."""
+        self._place_encoders(self.accelerator.device)
+        try:
+            yield
+        finally:
+            if self._come_encoded:
+                self._place_encoders(ASIDE)
+
+    @property
+    def _come_encoded(self) -> bool:
+        return self.trainer.preencoded_img and self.trainer.preencoded_txt
+
+    def _place_encoders(self, device: torch.device) -> None:
+        for encoder in (self.model.vae, self.model.text_encoder):
+            encoder.to(device)
 
     @contextmanager
     def randomness(self, generator: torch.Generator) -> Iterator[None]:

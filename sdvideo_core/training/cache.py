@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
@@ -34,6 +34,7 @@ CLIPS_NAME = "clips"
 SAMPLES = 16  # values of each weight that tell one model from another
 
 Header = dict[str, str]
+ClipCallback = Callable[[int, int], object]  # (clips done, clips in all); may raise to stop
 
 
 class CacheError(ValueError):
@@ -65,7 +66,7 @@ class CachedItem(TypedDict):
 
 
 @torch.no_grad()
-def encode_dataset(
+def encode_dataset(  # noqa: PLR0913 - all but three have defaults
     model: Encoders,
     dataset: Clips,
     directory: StrPath,
@@ -74,10 +75,12 @@ def encode_dataset(
     dtype: torch.dtype = torch.float32,
     stride: int = 1,
     bar: bool = False,
+    callback: ClipCallback | None = None,
 ) -> Path:
     """Encode every clip and caption of a dataset into a cache, and return its folder.
 
     num_frames, image_size, stride: as in collate_fn. dtype: of the stored tensors; the model computes in its own.
+    bar: show a progress bar. callback: called after each clip.
     Files that the same pixels, caption, settings and weights made are kept, so an interrupted run goes on.
 
     Raises CacheError for an empty dataset and for names that cannot be file names or are not unique,
@@ -107,6 +110,8 @@ def encode_dataset(
         if _read_header(path) != header:
             _write_tensors(path, _encode_clip(model, item, pixels, dtype), header)
         names[name] = None
+        if callback:
+            callback(index + 1, len(dataset))
     index_text = json.dumps({"format": FORMAT, "settings": settings, "clips": list(names)}, indent=1)
     with whole_file(directory / INDEX_NAME) as temporary:
         temporary.write_text(index_text, encoding="utf-8")

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..families import MODELSCOPE
 from ..video_io import save_gif
 from .batches import Model
 
-SAMPLING: Mapping[str, Any] = {"guidance_scale": 7.5, "timesteps": 25}
+STEPS = 25
 SEED = 0
 
 
@@ -19,9 +20,14 @@ def save_samples(
     folder: Path,
     step: int,
     size: tuple[int, int, int],
-    sampling: Mapping[str, Any] = SAMPLING,
+    sampling: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """One GIF of each prompt, always from the same noise; size: frames, height and width in latents."""
+    """One GIF of each prompt, always from the same noise.
+
+    size: frames, height and width in latents. sampling: arguments for the model, by default 25 steps with the
+    guidance that the model's authors suggest.
+    """
+    sampling = sampling or {"guidance_scale": (model.family or MODELSCOPE).guidance_scale, "timesteps": STEPS}
     num_frames, height, width = size
     training = model.unet.training
     paths = [folder / f"{step:08d}_{index}.gif" for index in range(len(prompts))]

@@ -23,7 +23,7 @@ from .loss_plot import plot_loss
 from .lr_schedule import LRSchedule
 from .network import Network
 from .processes import accelerator_for, optimizer_for
-from .samples import SAMPLING, save_samples
+from .samples import save_samples
 from .sharding import check_sharding, is_sharded, no_warning_of_views
 from .state import Progress, check_newest, keep_only_trained, load_state, newest_state, save_state
 
@@ -74,6 +74,7 @@ class SDVideoTrainer:
     compile: bool = False  # torch.compile: minutes to begin with, then faster; needs a C++ compiler on a CPU
     save_dtype: torch.dtype = torch.float16  # of the file of weights; states keep float32
     save_states: bool = True  # to resume from; each takes what is trained three times, four with ema, in float32
+    before_pass: Callable[[], object] | None = None  # called before each batch of a step; may raise to stop the run
 
     def __post_init__(self) -> None:
         self.output_dir = Path(self.output_dir)
@@ -224,8 +225,8 @@ class _Run:
         if not self.accelerator.is_main_process:
             return
         folder = self.output / f"{self.name}_samples"
-        sampling = self.trainer.distillation.sampling if self.trainer.distillation else SAMPLING
-        with self._averaged():
+        sampling = self.trainer.distillation.sampling if self.trainer.distillation else None
+        with self._averaged(), self.batches.encoders():
             save_samples(self.trainer.model, prompts, folder, self.progress.step, self.batches.video_size, sampling)
 
     def finish(self) -> Path:
@@ -252,6 +253,8 @@ class _Run:
             group["lr"] = rate
         total, parts = 0.0, self.trainer.gradient_accumulation
         for part in range(parts):
+            if self.trainer.before_pass:
+                self.trainer.before_pass()
             latents, context, generator = self.batches.get(step * parts + part)
             sync = self.accelerator.no_sync(self.prepared) if part < parts - 1 else contextlib.nullcontext()
             with sync, self.batches.randomness(generator):

@@ -1,5 +1,7 @@
 """Fixtures: a running ComfyUI with this pack installed, and a way into its Python."""
 
+import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from sdvideo_core.demo.clips import Scene, caption, draw_clip
-from sdvideo_core.demo.untrained import make_demo_model
+from sdvideo_core.demo.untrained import DEMO_UNET, make_demo_model
 from tests.comfy.comfy_child import ComfyChild
 from tests.comfy.comfy_server import (
     ENVIRONMENT,
@@ -23,7 +25,8 @@ from tests.comfy.comfy_server import (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-schemas", action="store_true", help="rewrite tests/comfy/schemas.json")
+    text = "rewrite tests/comfy/schemas.json and locales/en/nodeDefs.json"
+    parser.addoption("--update-schemas", action="store_true", help=text)
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +47,17 @@ def comfy_base(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def comfy_demo(comfy_base: Path) -> Path:
     """The model `demo` of the example workflows: tiny, with random weights in float16 pickles."""
     return make_demo_model(comfy_base / "models" / "text2video" / "demo")
+
+
+@pytest.fixture(scope="module")
+def unet_alone(comfy_demo: Path) -> Iterator[Path]:
+    """A UNet's file alone, with the JSON that says how wide the heads of so small a model are."""
+    folder = comfy_demo.parent / "alone"
+    folder.mkdir()
+    shutil.copyfile(next(comfy_demo.glob("text2video_pytorch_model.*")), folder / "unet.pth")
+    (folder / "config.json").write_text(json.dumps({"attention_head_dim": DEMO_UNET.head_dim}))
+    yield folder / "unet.pth"
+    shutil.rmtree(folder)  # other tests list these models
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,24 @@ def models(comfy_base):
     weights = load_file(folder / "model.safetensors")
     save_file({key: value.half() for key, value in weights.items()}, folder / "model.fp16.safetensors")
     save_file({key: torch.zeros_like(value) for key, value in weights.items()}, folder / "model.safetensors")
+    folder = Path(shutil.copytree(diffusers / "unet", comfy_base / "unet_variants"))
+    weights = load_file(folder / "diffusion_pytorch_model.safetensors")
+    half = {key: value.half() for key, value in weights.items()}
+    save_file(half, folder / "diffusion_pytorch_model.fp16.safetensors")
+    zeros = {key: torch.zeros_like(value) for key, value in weights.items()}
+    save_file(zeros, folder / "diffusion_pytorch_model.safetensors")
     return root
+
+
+def unet_in_comfy(folder):
+    """A weight of a UNet where ComfyUI wants it in float32, and in float16 as it does on a GPU."""
+    from comfy.cli_args import args
+    from sdvideo.nodes.comfy_bridge.model import load_model
+
+    found = {}
+    for name, args.fp16_unet in (("float32", False), ("float16", True)):
+        found[name] = load_model(folder).model.diffusion_model.out[2].weight
+    return found
 
 
 def text_in_comfy(folder):
@@ -130,6 +147,13 @@ def test_a_part_may_come_from_the_model_another_model_or_a_checkpoint(found, par
 
 def test_the_float16_variant_of_a_text_encoder_is_read_where_comfyui_wants_float16(in_comfy, comfy_base, models):
     found = in_comfy(text_in_comfy, folder=str(comfy_base / "variants"))
+    assert found["float16"].any()
+    assert not found["float32"].any()
+
+
+def test_the_float16_variant_of_a_unet_is_read_where_comfyui_wants_float16(in_comfy, comfy_base, models):
+    found = in_comfy(unet_in_comfy, folder=str(comfy_base / "unet_variants"))
+    assert (found["float16"].dtype, found["float32"].dtype) == (torch.float16, torch.float32)
     assert found["float16"].any()
     assert not found["float32"].any()
 

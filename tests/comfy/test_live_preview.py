@@ -4,9 +4,13 @@ import base64
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from sdvideo_core import SDVideo, demo_model
+from sdvideo_core.demo.clips import Scene, draw_clip
 
 NUM_FRAMES, WIDTH, HEIGHT, STEPS = 5, 80, 64, 3
 
@@ -103,6 +107,57 @@ def test_each_frame_is_what_the_stock_preview_shows_of_the_first(in_comfy):
     num_frames, height, width, _ = found["long"].shape
     assert (num_frames, width) == (24, 96)  # every third frame, 200 pixels made 96
     assert height == 4
+
+
+def colors_in_comfy(latents, shipped, random):
+    """What ComfyUI's previewer and ours show of latents: of the demo model, and of one that is not known."""
+    import latent_preview
+    import numpy as np
+    from comfy.cli_args import LatentPreviewMethod, args
+    from sdvideo.nodes.comfy_bridge.live_preview import latents_to_frames
+    from sdvideo.nodes.comfy_bridge.model import load_model
+
+    found = {}
+    for name, path in (("demo", shipped), ("unknown", random)):
+        latent_format = load_model(path).model.latent_format
+        for method in ("Latent2RGB", "TAESD"):
+            args.preview_method = LatentPreviewMethod[method]
+            stock = latent_preview.get_previewer(torch.device("cpu"), latent_format)
+            frames = [np.asarray(stock.decode_latent_to_preview(latents[i : i + 1])) for i in range(len(latents))]
+            found[f"{name} {method}"] = torch.from_numpy(np.stack(frames))
+        found[name] = latents_to_frames(latents, latent_format)
+        found[f"decoder of {name}"] = latent_format.taesd_decoder_name
+    return found
+
+
+DRAWN = (("orange", "blue"), ("green", "black"), ("red", "white"), ("purple", "gray"))
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Latents of clips of the demo model, and the colours that its decoder gives each: (F, 12, 12, 3) in 0..255."""
+    model, rng = SDVideo(demo_model(), amp=False), np.random.default_rng(0)
+    clips = [draw_clip(Scene(color, "square", "right", on), rng, num_frames=2) for color, on in DRAWN]
+    latents = model.encode([Image.fromarray(frame) for clip in clips for frame in clip])
+    frames = model.decode(latents)[0].movedim(0, 3)
+    return latents[0].transpose(0, 1).contiguous(), 255 * frames.unflatten(1, (12, 8)).unflatten(3, (12, 8)).mean(
+        (2, 4)
+    )
+
+
+def test_previews_of_the_demo_model_have_its_colours(in_comfy, comfy_demo, drawn):
+    latents, colors = drawn
+    found = in_comfy(colors_in_comfy, latents=latents, shipped=str(demo_model()), random=str(comfy_demo))
+    assert (found["decoder of demo"], found["decoder of unknown"]) == (None, "taesd_decoder")
+    errors = {name: float((found[name] - colors).abs().mean()) for name in ("demo", "unknown")}
+    assert errors["demo"] < 25
+    assert errors["unknown"] > 3 * errors["demo"]  # Stable Diffusion's colours
+    for channel in range(3):
+        shown, wanted = found["demo"][..., channel].flatten(), colors[..., channel].flatten()
+        assert np.corrcoef(shown, wanted)[0, 1] > 0.9
+    for name in ("demo", "unknown"):
+        assert (found[name].int() - found[f"{name} Latent2RGB"].int()).abs().max() <= 1
+    assert torch.equal(found["demo TAESD"], found["demo Latent2RGB"])
 
 
 def waits_in_comfy():

@@ -1,143 +1,14 @@
-"""Training in ComfyUI: what the LoRA does in the graph, progress, interrupts, and what wrong input says."""
+"""Training on a running ComfyUI: progress, interrupts, which files are looked at, and what wrong input says."""
 
 import copy
 import itertools
 import json
 import shutil
+import time
 
 import pytest
-import torch
-from safetensors import safe_open
 
-from sdvideo_core import SDVideo
-from sdvideo_core.checkpoint import load_unet
-from sdvideo_core.lora import LoRA, kohya_name, target_layers
-
-SIZE, NUM_FRAMES, SEED, PROMPT = 64, 4, 3, "a red circle moving left"
-SETTINGS = {
-    "lora_rank": 4,
-    "lr": 5e-3,
-    "batch_size": 2,
-    "gradient_accumulation": 1,
-    "train_only": "all",
-    "mixed_precision": "no",
-    "gradient_checkpointing": True,
-    "seed": 0,
-}
-GRAPH_PROMPT, WORKFLOW = {"1": {"class_type": "SDVideoTrainLoRA"}}, {"nodes": []}
-
-
-def train_in_comfy(graph, workflow):
-    """Frames of the base and of both ways to the trained LoRA, and all that the nodes return."""
-    from types import SimpleNamespace
-
-    import comfy.model_management as management
-    import folder_paths
-    from comfy_extras.nodes_train import LoraModelLoader
-
-    import nodes
-    from tests.comfy import called_nodes as calls
-
-    calls.BY_ID["SDVideoTrainLoRA"].hidden = SimpleNamespace(prompt=graph, extra_pnginfo={"workflow": workflow})
-    model, clip, vae = calls.load()
-    management.load_models_gpu([model])
-    dataset, num_clips = calls.call("SDVideoDataset", "example_clips", NUM_FRAMES, SIZE, SIZE, 1, False)
-    train = {**SETTINGS, "steps": 3, "filename_prefix": "trained/lora"}
-    lora, curve, name = calls.call("SDVideoTrainLoRA", "demo", dataset, **train)
-    freed = model not in management.loaded_models()
-    half = {**train, "steps": 1, "mixed_precision": "bf16", "gradient_accumulation": 2, "train_only": "temporal"}
-    temporal, _, second = calls.call("SDVideoTrainLoRA", "demo", dataset, **half)
-
-    (by_weights,) = calls.call(LoraModelLoader, model, lora, 1.0)
-    (by_file,) = nodes.LoraLoaderModelOnly().load_lora_model_only(model, name, 1.0)
-    frames = {}
-    for kind, each in {"base": model, "weights": by_weights, "file": by_file}.items():
-        samples = calls.sample(each, calls.encode(clip, PROMPT, ""), calls.empty(SIZE, SIZE, NUM_FRAMES), seed=SEED)
-        (frames[kind],) = calls.call("SDVideoVAEDecode", {"samples": samples}, vae)
-    return {
-        **frames,
-        "curve": curve,
-        "num_clips": num_clips,
-        "freed": freed,
-        "names": [name, second],
-        "listed": folder_paths.get_filename_list("loras"),
-        "inference": [torch.is_inference_mode_enabled(), any(value.is_inference() for value in lora.values())],
-        "temporal": list(temporal),
-        "finite": all(bool(value.isfinite().all()) for value in temporal.values()),
-        **{f"lora {key}": value for key, value in lora.items()},
-    }
-
-
-@pytest.fixture(scope="module")
-def trained(in_comfy, comfy_demo, example_clips):
-    return in_comfy(train_in_comfy, graph=GRAPH_PROMPT, workflow=WORKFLOW)
-
-
-@pytest.fixture(scope="module")
-def trained_file(trained, comfy_base):
-    return comfy_base / "models" / "loras" / trained["names"][0]
-
-
-def test_a_trained_lora_acts_in_the_graph_as_in_python(trained, trained_file, comfy_demo):
-    model = SDVideo(comfy_demo, amp=False)
-    settings = {"guidance_scale": 9.0, "timesteps": 2, "image_size": (SIZE, SIZE), "num_frames": NUM_FRAMES}
-    with LoRA.from_file(model.unet, trained_file):
-        attached = model(PROMPT, seed=SEED, **settings)[0].permute(1, 2, 3, 0)
-    assert (trained["weights"] - attached).abs().max() <= 1e-4
-    assert (trained["weights"] - trained["base"]).abs().max() > 0.02
-
-
-def test_the_output_is_what_the_file_holds(trained, trained_file):
-    # Both are the float16 numbers of the file, so nothing but the order of sums could differ.
-    assert (trained["weights"] - trained["file"]).abs().max() <= 1e-6
-    with safe_open(trained_file, "pt") as file:
-        for key in file.keys():  # noqa: SIM118 - it is no dict
-            assert torch.equal(file.get_tensor(key), trained[f"lora {key}"])
-        metadata = file.metadata()
-    assert (json.loads(metadata["prompt"]), json.loads(metadata["workflow"])) == (GRAPH_PROMPT, WORKFLOW)
-    assert (metadata["ss_network_dim"], metadata["step"]) == ("4", "3")
-
-
-def test_files_are_numbered_and_listed_as_the_node_says(trained):
-    assert trained["names"] == ["trained/lora_00001_.safetensors", "trained/lora_00002_.safetensors"]
-    assert set(trained["names"]) <= set(trained["listed"])
-
-
-def test_the_loss_curve_is_an_image_with_colours(trained):
-    curve = trained["curve"]
-    assert curve.ndim == 4
-    assert (curve.shape[0], curve.shape[3]) == (1, 3)
-    assert (curve.min() >= 0, curve.max() <= 1, curve.dtype) == (True, True, torch.float32)
-    assert (curve.max(dim=3).values - curve.min(dim=3).values).max() > 0.2
-
-
-def test_half_precision_trains_the_layers_that_are_asked_for(trained, comfy_demo):
-    layers = {kohya_name(path) for path in target_layers(load_unet(comfy_demo), "temporal")}
-    assert {key.split(".")[0] for key in trained["temporal"]} == layers
-    assert trained["finite"]
-
-
-def test_inference_mode_is_left_for_training_only(trained):
-    assert trained["inference"] == [True, False]
-
-
-def test_other_models_make_room(trained):
-    assert trained["freed"]
-    assert trained["num_clips"] == 2
-
-
-def metadata_in_comfy():
-    from comfy.cli_args import args
-    from sdvideo.nodes.comfy_bridge.folders import workflow_metadata
-
-    whole = workflow_metadata({"1": {}}, {"workflow": {}})
-    args.disable_metadata = True
-    return {"whole": whole, "without": workflow_metadata({"1": {}}, {"workflow": {}})}
-
-
-def test_metadata_can_be_left_out(in_comfy):
-    assert in_comfy(metadata_in_comfy) == {"whole": {"prompt": '{"1": {}}', "workflow": "{}"}, "without": {}}
-
+from tests.comfy.training_inputs import NUM_FRAMES, SETTINGS, SIZE
 
 GRAPH = {
     "dataset": {
@@ -187,7 +58,9 @@ def loras(server):
 
 
 def progress(server):
-    return [m["data"]["value"] for m in server.messages if m["type"] == "progress" and m["data"]["node"] == "train"]
+    """What is done, and of how much, in order."""
+    told = [m["data"] for m in server.messages if m["type"] == "progress" and m["data"]["node"] == "train"]
+    return [(data["value"], data["max"]) for data in told]
 
 
 def executed(server):
@@ -196,27 +69,63 @@ def executed(server):
 
 def test_training_reports_progress_and_the_stock_loader_lists_the_lora(server, comfy_demo, example_clips):
     server.run(change(GRAPH, "train", seed=next(seeds)))
-    found = progress(server)
-    assert (found[0], found[-1]) == (1, 3)
+    assert progress(server) == [(1, 2), (2, 2), (1, 3), (2, 3), (3, 3)]  # clips that are encoded, then steps
     (options,) = server.object_info("LoraLoaderModelOnly")["input"]["required"]["lora_name"][:1]
     listed = options if isinstance(options, list) else server.object_info("LoraLoaderModelOnly")
     assert "served/lora_00001_.safetensors" in json.dumps(listed)
 
 
-def test_cancel_stops_within_a_step_leaves_nothing_and_the_next_run_works(server, comfy_demo, example_clips):
+STOPS = {  # after which message, with how many passes of a step; and what may be done by then at most
+    "encoding": ({"value": 1, "max": 2}, 1, (2, 2)),
+    "first step": ({"value": 2, "max": 2}, 1000, (2, 2)),
+    "later step": ({"value": 1, "max": 100}, 1, (2, 100)),
+}
+
+
+def wait_for_file(folder, pattern, timeout=30):
+    deadline = time.monotonic() + timeout
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < deadline, f"no {pattern} in {folder}"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_cancel_stops_at_once_leaves_nothing_and_the_next_run_works(server, comfy_demo, example_clips, stop):
     before = loras(server)
+    when, passes, last = STOPS[stop]
     # Large enough for a step to take longer than the messages.
-    graph = change(GRAPH, "dataset", width=192, height=192, num_frames=8)
-    prompt_id = server.queue(change(graph, "train", steps=100, seed=next(seeds), filename_prefix="stopped/lora"))
-    server.wait_for(prompt_id, "progress", value=1)
+    graph = change(GRAPH, "dataset", width=128, height=128, num_frames=8)
+    settings = {"steps": 100, "gradient_accumulation": passes, "filename_prefix": "stopped/lora"}
+    prompt_id = server.queue(change(graph, "train", seed=next(seeds), **settings))
+    server.wait_for(prompt_id, "progress", **when)
+    if stop == "first step":
+        wait_for_file(server.base / "temp", "tmp*/encoded/index.json")  # the last thing that encoding writes
     server.interrupt(prompt_id)
     with pytest.raises(RuntimeError, match=r"SDVideoTrainLoRA \(node train\) was interrupted"):
         server.wait(prompt_id, timeout=60)
-    assert max(progress(server)) <= 2
+    assert progress(server)[-1] <= last
     assert loras(server) == before
     assert not list((server.base / "temp").glob("tmp*"))
-    server.run(change(GRAPH, "train", seed=next(seeds), steps=1, filename_prefix="stopped/lora"))
+    server.run(change(GRAPH, "train", seed=next(seeds), steps=1, filename_prefix=f"after {stop}/lora"))
+    assert progress(server) == [(1, 1)]  # clips that are seen once are not encoded beforehand
     assert {path.name for path in loras(server) - before} == {"lora_00001_.safetensors"}
+
+
+def test_settings_are_checked_before_clips_are_encoded(server, comfy_demo, example_clips):
+    with pytest.raises(RuntimeError, match=r"\(node train\) failed: .*mixed_precision='fp16' needs a GPU .* 'no'"):
+        server.run(change(GRAPH, "train", mixed_precision="fp16"))
+    assert progress(server) == []
+
+
+def test_a_model_right_in_the_models_folder_goes_by_the_name_older_graphs_have(server, comfy_demo, example_clips):
+    links = [comfy_demo.parent / path.name for path in comfy_demo.iterdir()]
+    for link in links:
+        link.symlink_to(comfy_demo / link.name)
+    try:
+        server.run(change(GRAPH, "train", model=".", seed=next(seeds), steps=1))
+    finally:
+        for link in links:
+            link.unlink()
 
 
 def test_clips_are_looked_for_again_when_files_change_and_only_then(server, example_clips):
@@ -242,7 +151,7 @@ def test_clips_are_looked_for_again_when_files_change_and_only_then(server, exam
 
 
 @pytest.fixture(scope="module")
-def bad_clips(server, comfy_demo, example_clips):
+def bad_clips(server, unet_alone, example_clips):
     """Folders that cannot be trained on, each named after what is wrong with it."""
     inputs = server.base / "input"
     for name in ("no_caption", "unreadable_clip"):
@@ -251,11 +160,6 @@ def bad_clips(server, comfy_demo, example_clips):
     (inputs / "unreadable_clip" / "0002.gif").write_bytes(b"GIF89a and nothing more")
     (inputs / "no_clips").mkdir()
     (inputs / "no_clips" / "notes.md").write_text("no clips")
-    unet = next(comfy_demo.glob("text2video_pytorch_model.*"))
-    alone = comfy_demo.parent / f"unet_alone{unet.suffix}"
-    shutil.copyfile(unet, alone)
-    yield
-    alone.unlink()  # other tests list these models
 
 
 BAD_INPUTS = {
@@ -291,18 +195,18 @@ BAD_INPUTS = {
         change(GRAPH, "dataset", directory="unreadable_clip"),
         r"\(node train\) failed: .*ClipError: .*unreadable_clip/0002\.gif",
     ),
-    "half precision without a GPU": (
-        change(GRAPH, "train", mixed_precision="fp16"),
-        r"\(node train\) failed: ValueError: mixed_precision='fp16' needs a GPU .* use 'bf16' or 'no'",
-    ),
     "model that is not there, through a link": (
         linked(GRAPH, "train", model="gone"),
         r"\(node train\) failed: FileNotFoundError: model 'gone' is not in .*found .*demo",
     ),
     "model without its own autoencoder and text encoder": (
-        linked(GRAPH, "train", model="unet_alone.pth"),
-        r"\(node train\) failed: ValueError: model 'unet_alone\.pth' has no autoencoder and no OpenCLIP text tower, "
-        r"and training takes none from elsewhere; put them with the UNet into one folder of models/text2video",
+        change(GRAPH, "train", model="alone/unet.pth", vae="demo"),
+        r"\(node train\) failed: .*CheckpointError: .*unet\.pth is a ModelScope UNet; expected a ModelScope OpenCLIP "
+        r"text tower, or take the text encoder from another file or model: .*clip in the node",
+    ),
+    "part outside its folder": (
+        change(GRAPH, "train", vae="checkpoints/../x"),
+        r"\(node train\): Custom validation failed .*model 'checkpoints/\.\./x' is not in .*text2video; found",
     ),
     "file outside models/loras": (
         change(GRAPH, "train", filename_prefix="../../lora"),

@@ -31,6 +31,17 @@ def loader(clips: list[Clip] | None = None, batch_size: int = 2, **options: Any)
     return DataLoader(make_clips() if clips is None else clips, batch_size, **options)
 
 
+def encoded_loader(model: SDVideo) -> DataLoader:
+    """The same batches with captions encoded by a model."""
+    captions = {text: model.text_encoder([text])[0].detach().cpu() for _, text in make_clips()}
+
+    def collate_encoded(items: Iterable[Clip]) -> dict[str, Any]:
+        batch = collate(items)
+        return batch | {"text": torch.stack([captions[text] for text in batch["text"]])}
+
+    return loader(collate_fn=collate_encoded)
+
+
 def make_trainer(model: SDVideo, out: Path, data: DataLoader | None = None, **options: Any) -> SDVideoTrainer:
     defaults = {"lr": 1e-3, "preencoded_img": True, "seed": 5}
     return SDVideoTrainer(model, loader() if data is None else data, out, **defaults | options)

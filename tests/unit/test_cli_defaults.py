@@ -9,7 +9,7 @@ from PIL import Image
 
 from sdvideo_core import SDVideo, demo_model, load_sequence, save_pngs
 from sdvideo_core.cli import build_parser, main
-from sdvideo_core.cli_defaults import complete
+from sdvideo_core.cli_defaults import clip_options, complete
 from sdvideo_core.families import DEMO, family_of
 
 ZEROSCOPE = family_of(["zeroscope_v2_576w"])
@@ -32,6 +32,30 @@ def test_what_is_given_wins_then_the_sampler_then_the_family(family, options, ex
     args = build_parser().parse_args(["txt2vid", "model", "prompt", *options])
     complete(args, family)
     assert (args.size, args.steps, args.cfg) == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "expected"),
+    [
+        (None, [], (16, (256, 256), 1)),
+        (DEMO, [], (16, (96, 96), 1)),
+        (ZEROSCOPE, [], (24, (576, 320), 1)),
+        (family_of(["potat1"]), [], (16, (1024, 576), 1)),  # whose length nobody tells
+        (ZEROSCOPE, ["--size", "64x32", "--frames", "3", "--stride", "2"], (3, (64, 32), 2)),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "cache"])
+def test_clips_to_train_on_are_what_the_model_was_trained_on(command, family, options, expected):
+    args = build_parser().parse_args([command, "--model", "m", "--data", "d", "--out", "o", *options])
+    assert tuple(clip_options(args, family).values()) == expected
+
+
+@pytest.mark.parametrize("command", ["train", "cache"])
+def test_help_tells_that_the_model_decides(command):
+    [action] = [action for action in build_parser()._actions if isinstance(action.choices, dict)]
+    text = " ".join(action.choices[command].format_help().split())
+    assert "cropped to; default: what the model was trained on, 256x256 if unknown" in text
+    assert "back and forth; default: as many as the model was trained on, 16 if unknown" in text
 
 
 @pytest.mark.parametrize(

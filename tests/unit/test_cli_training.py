@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from sdvideo_core import demo_model
 from sdvideo_core.cli import build_parser, main
-from sdvideo_core.training import Distillation
+from sdvideo_core.training import CachedDataset, Distillation
 from tests.unit.small_clips import save_clip
 from tests.unit.small_model import put_beside_nothing
 
@@ -30,6 +31,12 @@ def test_a_unet_alone_trains_and_caches_with_parts_of_another_model(original_dir
     train = ["train", "--model", str(unet), "--data", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
     assert main([*train, *parts, "--lora-rank", "1", "--steps", "1", "--device", "cpu"]) == 0
     assert (tmp_path / "out" / "vid_lora.safetensors").is_file()
+
+
+def test_clips_get_the_size_and_length_of_a_known_model(clips, tmp_path):
+    data = ["--data", str(clips), "--out", str(tmp_path / "cache"), "--device", "cpu"]
+    assert main(["cache", "--model", str(demo_model()), *data]) == 0
+    assert CachedDataset(tmp_path / "cache")[0]["pixel_values"].shape == (16, 4, 12, 12)
 
 
 @pytest.mark.parametrize("option", ["--lcm-guidance", "--lcm-timesteps"])

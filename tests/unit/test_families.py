@@ -5,11 +5,15 @@ import shutil
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from sdvideo_core import SDVideo, demo_model
+from sdvideo_core.checkpoint import load_vae
 from sdvideo_core.cli import main
 from sdvideo_core.convert import convert
+from sdvideo_core.demo.clips import draw_frame, scenes
 from sdvideo_core.families import DEMO, FAMILIES, family_of, far_from_training, find_family, summary
 from sdvideo_core.inspection import inspect
 from sdvideo_core.layouts import find_layout, names_of
@@ -137,3 +141,16 @@ def test_a_summary_is_for_people():
     assert "denoise 0.66 to 0.85. Source: huggingface.co/" in summary(family_of(["zeroscope_v2_XL"]))
     assert "Trained on 1024x576, a length that nobody tells." in summary(family_of(["potat1"]))
     assert summary(None).startswith("Which model this is cannot be told from its name.")
+
+
+def test_colours_of_the_demo_models_latents_are_those_of_least_squares():
+    rng = np.random.default_rng(1)
+    pixels = np.stack([draw_frame(scene, rng) for scene in scenes()[::11]]) / 127.5 - 1  # (N, 96, 96, 3)
+    with torch.no_grad():
+        latents = load_vae(demo_model()).encode(torch.from_numpy(pixels).float().movedim(3, 1)).double().numpy()
+    colors = pixels.reshape(-1, 12, 8, 12, 8, 3).mean((2, 4)).reshape(-1, 3)
+    rows = np.moveaxis(latents, 1, 3).reshape(-1, 4)
+    rows = np.concatenate([rows, np.ones_like(rows[:, :1])], axis=1)
+    best, *_ = np.linalg.lstsq(rows, colors)
+    errors = [((rows @ factors - colors) ** 2).mean() for factors in (best, np.array(DEMO.latent_rgb_factors))]
+    assert errors[1] <= 1.2 * errors[0]

@@ -76,6 +76,23 @@ def test_resumed_is_uninterrupted(new_model, tmp_path, options):
     assert not differing(*(load_file(tmp_path / folder / file.name) for folder in ("whole", "broken")))
 
 
+def test_a_run_may_be_stopped_between_the_passes_of_a_step(model, tmp_path):
+    passes, before = [], weights(model)
+
+    def before_pass():
+        passes.append(len(trainer.losses))
+        if len(passes) == 7:
+            raise KeyboardInterrupt
+
+    trainer = make_trainer(model, tmp_path, gradient_accumulation=4, before_pass=before_pass)
+    with pytest.raises(KeyboardInterrupt):
+        train(trainer, steps=3)
+    assert passes == [0, 0, 0, 0, 1, 1, 1]
+    assert differing(before, weights(model))  # one step was taken
+    assert all(parameter.grad is None for parameter in model.unet.parameters())
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_finished_run_resumed_trains_nothing_more_but_gets_its_file(new_model, tmp_path):
     first = make_trainer(new_model(), tmp_path)
     file = first.train(steps=2, bar=False)

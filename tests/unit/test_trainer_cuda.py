@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.unit.small_training import loader, make_clips, make_trainer, train
+from tests.unit.small_training import encoded_loader, loader, make_clips, make_trainer, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -35,3 +35,19 @@ def test_8_bit_adamw_learns(losses):
     pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
     values = losses(adam8bit=True)
     assert sum(values[-5:]) < sum(values[:5])
+
+
+def test_encoders_leave_the_gpu_to_the_network_where_clips_come_encoded(new_model, tmp_path):
+    model = new_model(device="cuda")
+    encoders = (model.vae, model.text_encoder)
+
+    def places():
+        return {parameter.device.type for encoder in encoders for parameter in encoder.parameters()}
+
+    seen = []
+    trainer = make_trainer(model, tmp_path, encoded_loader(model), preencoded_txt=True)
+    options = {"sample_every": 1, "sample_prompts": ["a star"]}
+    train(trainer, steps=2, callback=lambda *_: seen.append(places()), **options)
+    assert seen == [{"cpu"}, {"cpu"}]
+    assert len(list((tmp_path / "vid_samples").iterdir())) == 2
+    assert places() == {"cuda"}

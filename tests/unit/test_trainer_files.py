@@ -6,11 +6,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sdvideo_core import SDVideo
+from sdvideo_core import SDVideo, save_gif
+from sdvideo_core.families import DEMO
 from sdvideo_core.lora import LoRA
+from sdvideo_core.training import batches
 from sdvideo_core.training.loss_plot import plot_loss, running_mean
 from sdvideo_core.training.network import Network
-from tests.unit.small_training import differing, make_trainer, train, weights
+from sdvideo_core.training.samples import save_samples
+from tests.unit.small_training import differing, encoded_loader, make_trainer, train, weights
 
 
 def test_lora_leaves_the_model_and_is_loadable(model, tmp_path):
@@ -71,6 +74,31 @@ def test_samples_do_not_change_the_run(new_model, tmp_path):
         trainer = make_trainer(new_model(), tmp_path / str(every), ema=0.9)
         losses.append(train(trainer, steps=2, sample_every=every, sample_prompts=["a"]).losses)
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(("family", "scale"), [(DEMO, 2.0), (None, 9.0)], ids=["demo", "unknown"])
+@pytest.mark.filterwarnings("ignore:SDVideo's demo model .* is asked for")
+def test_samples_are_drawn_with_the_guidance_that_the_model_wants(model, tmp_path, family, scale):
+    model.family = family
+    [sample] = save_samples(model, ["a star"], tmp_path, step=1, size=(2, 4, 4))
+    video = model("a star", guidance_scale=scale, timesteps=25, image_size=(32, 32), num_frames=2, seed=0)
+    save_gif(video, tmp_path / "expected.gif")
+    assert sample.read_bytes() == (tmp_path / "expected.gif").read_bytes()
+
+
+@pytest.mark.parametrize("preencoded_txt", [True, False])
+def test_encoders_make_room_where_clips_and_captions_come_encoded(model, tmp_path, monkeypatch, preencoded_txt):
+    aside, device, moves = torch.device("cpu", 0), torch.device("cpu"), []
+    monkeypatch.setattr(batches, "ASIDE", aside)
+    for encoder in (model.vae, model.text_encoder):
+        monkeypatch.setattr(encoder, "to", moves.append)
+    data = encoded_loader(model) if preencoded_txt else None
+    trainer = make_trainer(model, tmp_path, data, preencoded_txt=preencoded_txt)
+    train(trainer, steps=2, sample_every=2, sample_prompts=["a star"])
+    assert moves[::2] == moves[1::2]
+    at_start, for_samples, at_end = [device, aside], [device, aside], [device]
+    expected = [*at_start, *for_samples, *at_end] if preencoded_txt else [device] * 3
+    assert moves[::2] == expected
 
 
 def test_the_bar_tells_loss_rate_and_speed(model, tmp_path, capsys):

@@ -137,6 +137,20 @@ def test_progress_is_shown_when_asked_for(demo_model, items, tmp_path, capsys):
 # Going on, and making anew
 
 
+def test_each_clip_is_told_and_the_telling_may_stop_the_run(demo_model, items, tmp_path):
+    told = []
+
+    def callback(done, total):
+        told.append((done, total))
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_dataset(demo_model, items, tmp_path, **OPTIONS, callback=callback)
+    assert told == [(1, 3), (2, 3)]
+    assert set(times(tmp_path)) == {"clips/10", "clips/2"}
+
+
 def test_a_second_run_keeps_every_file(demo_model, items, tmp_path):
     encode_dataset(demo_model, items, tmp_path, **OPTIONS)
     before = times(tmp_path)
