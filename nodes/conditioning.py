@@ -15,7 +15,7 @@ class SDVideoTextEncode(io.ComfyNode):
             display_name="Encode Video Prompt",
             category="SDVideo",
             description="Turns a prompt and a negative prompt into conditioning.",
-            search_aliases=["prompt", "text encode", "negative prompt"],
+            search_aliases=["prompt", "clip text encode", "conditioning", "negative prompt", "提示词", "文本编码"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The text encoder of the model."),
                 io.String.Input(

@@ -22,7 +22,7 @@ class SDVideoLoadFrameSequence(io.ComfyNode):
             display_name="Load Frame Sequence",
             category="SDVideo",
             description="Loads frames from a folder of pictures, a GIF or a video in ComfyUI's input folder.",
-            search_aliases=["load video", "load gif", "image sequence", "load frames"],
+            search_aliases=["load video", "load gif", "image sequence", "load frames", "加载视频", "图像序列"],
             inputs=[
                 io.Combo.Input(
                     "source",
@@ -77,7 +77,16 @@ class SDVideoSaveGIF(io.ComfyNode):
             category="SDVideo",
             description="Saves frames as a GIF, WebP, MP4 or a folder of PNG files in ComfyUI's output folder. "
             "Prompt and workflow are stored in the file.",
-            search_aliases=["save video", "export gif", "animated gif", "save mp4", "save webp", "image sequence"],
+            search_aliases=[
+                "save video",
+                "export gif",
+                "animated gif",
+                "save mp4",
+                "save webp",
+                "image sequence",
+                "保存视频",
+                "导出动图",
+            ],
             inputs=[
                 io.Image.Input("images", tooltip="The frames, in order."),
                 io.String.Input(
@@ -106,7 +115,8 @@ class SDVideoSaveGIF(io.ComfyNode):
         video = images[..., :3].movedim(3, 0)[None]  # (1, 3, F, H, W)
         graphs = workflow_graphs(cls.hidden.prompt, cls.hidden.extra_pnginfo)
         WRITERS[EXTENSIONS[format]](video, path, fps, graphs, settings)
-        about = {"fps": fps, "num_frames": len(settings.play_order(num_frames)), "format": format}
+        # ComfyUI counts every dict of an output as a file of the job's.
+        about = [fps, len(settings.play_order(num_frames)), format]
         return io.NodeOutput(ui={**_shown(path, subfolder, format), "sdvideo": [about]})
 
 

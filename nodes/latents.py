@@ -17,7 +17,16 @@ class SDVideoLatentInit(io.ComfyNode):
             display_name="Video Latent",
             category="SDVideo",
             description="An empty latent video for text to video, or the latents of frames for video to video.",
-            search_aliases=["empty latent", "latent video", "encode frames", "vid2vid"],
+            search_aliases=[
+                "EmptyLatentImage",
+                "empty latent",
+                "latent video",
+                "video size",
+                "encode frames",
+                "vid2vid",
+                "空潜空间",
+                "视频尺寸",
+            ],
             inputs=[
                 io.Int.Input(
                     "width",
@@ -70,7 +79,7 @@ class SDVideoVAEDecode(io.ComfyNode):
             display_name="Decode Video",
             category="SDVideo",
             description="Turns a latent video into frames.",
-            search_aliases=["vae decode", "latent to frames"],
+            search_aliases=["vae decode", "decode video", "latent to frames", "视频解码"],
             inputs=[
                 io.Latent.Input("samples", tooltip="Latents of a video, as the sampler returns them."),
                 io.Vae.Input("vae", tooltip="The model's autoencoder."),

@@ -87,12 +87,11 @@ class LivePreview {
   }
 }
 
-/** ComfyUI's own preview shows the first frame only. Returns what brings it back. */
+/** ComfyUI's own preview shows the first frame only; in Vue nodes elements.css hides it. Returns what brings it back. */
 function hideStockPreview(node) {
-  const { hideOutputImages, onDrawBackground } = node;
-  node.hideOutputImages = true; // Vue nodes
-  node.onDrawBackground = undefined; // classic canvas
-  return () => Object.assign(node, { hideOutputImages, onDrawBackground });
+  const { onDrawBackground } = node;
+  node.onDrawBackground = undefined;
+  return () => Object.assign(node, { onDrawBackground });
 }
 
 /** Step, speed and time left of a report, in words. */

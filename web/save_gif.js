@@ -40,7 +40,7 @@ function show(node, output, app) {
   if (!files.length || !shown.has(node)) return;
   const { player } = shown.get(node);
   shown.set(node, { player, files });
-  const fps = output.sdvideo?.[0]?.fps ?? node.widgets.find((widget) => widget.name === "fps")?.value;
+  const [[fps]] = output.sdvideo ?? [[node.widgets.find((widget) => widget.name === "fps")?.value]];
   player.load(files, fps || 8).then(() => makeRoom(node));
 }
 

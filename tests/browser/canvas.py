@@ -11,9 +11,9 @@ Json = dict[str, Any]
 
 # What ComfyUI's frontend logs by itself when it is used; what it logs at its start is measured.
 STOCK_ERRORS = (
-    r"404.*/api/workflow_templates/.*\.jpg",  # a template without a thumbnail
     r"404.*/api/view.*filename=undefined",  # Load Image in an empty input folder
-    r"net::ERR_NAME_NOT_RESOLVED",
+    r"404.*/docs/\w+/en\.md",  # a help page in one language, before that in all
+    r"net::ERR_NAME_NOT_RESOLVED|'https://api\.comfy\.org/",  # what it asks the network
 )
 
 START = """async () => {
@@ -55,6 +55,7 @@ class Canvas:
     def clear(self) -> None:
         # ComfyUI's frontend fails when a file is dropped before its spinner for the one before is gone.
         expect(self.page.locator(".p-blockui-mask")).to_have_count(0)
+        self.page.evaluate("app.extensionManager.setting.set('Comfy.RightSidePanel.IsOpen', false)")
         # A graph of another id, as ComfyUI gives a new node the values of one of the same number before.
         script = "() => { app.graph.clear(); app.graph.id = crypto.randomUUID(); app.canvas.ds.reset(); }"
         self.page.evaluate(script)
@@ -72,6 +73,39 @@ class Canvas:
           return Number(node.id);
         }"""
         return self.page.evaluate(script, [node_id, list(position)])
+
+    def select(self, number: int) -> None:
+        self.page.evaluate("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", number)
+
+    def boxes(self) -> dict[str, list[float]]:
+        """Left, top, right and bottom of each node with its title as it is drawn, in units of the graph."""
+        script = """() => Object.fromEntries(app.graph.nodes.map((node) => {
+          const element = document.querySelector(`[data-node-id="${node.id}"]`);
+          const { scale } = app.canvas.ds;
+          const drawn = element?.getBoundingClientRect();
+          const edges = drawn && [drawn.left, drawn.top, drawn.right, drawn.bottom].map((edge) => edge / scale);
+          const [x, y, width, height] = node.getBounding();
+          return [`${node.id} ${node.type}`, edges ?? [x, y, x + width, y + height]];
+        }))"""
+        return self.page.evaluate(script)
+
+    def wait_for_frames(self) -> None:
+        """Wait until the browser has laid out and drawn what has changed."""
+        self.page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def tab_through(self, part: Locator, count: int) -> list[str]:
+        """The names of what the Tab key reaches in a part of the page, each with a ring around it."""
+        controls = part.locator("button, input:not([type=file]), select, [tabindex='0']")
+        expect(controls).to_have_count(count)
+        controls.first.focus()
+        self.page.keyboard.press("Shift+Tab")
+        names = []
+        for index in range(count):
+            self.page.keyboard.press("Tab")
+            expect(controls.nth(index)).to_be_focused()
+            expect(controls.nth(index)).not_to_have_css("outline-style", "none")
+            names.append(controls.nth(index).evaluate("(control) => control.ariaLabel ?? control.textContent"))
+        return names
 
     def node_types(self) -> list[str]:
         return sorted(self.page.evaluate("app.graph.nodes.map((node) => node.type)"))
@@ -109,8 +143,11 @@ class Canvas:
 
     def show_output(self, number: int, output: Json) -> None:
         """Tell the page that a node has put this out, as the server does."""
-        script = "([node, output]) => app.api.dispatchCustomEvent('executed', { node, display_node: node, output })"
-        self.page.evaluate(script, [str(number), output])
+        self.report("executed", {"node": str(number), "display_node": str(number), "output": output})
+
+    def report(self, event: str, detail: Json) -> None:
+        """Tell the page what the server would."""
+        self.page.evaluate("([event, detail]) => app.api.dispatchCustomEvent(event, detail)", [event, detail])
 
     def drop(self, *paths: Path, place: tuple[float, float] = (900, 600)) -> None:
         files = [

@@ -4,7 +4,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -49,11 +49,18 @@ def browser() -> Iterator["Browser"]:
 
 
 @contextlib.contextmanager
-def open_canvas(browser: "Browser", server: ComfyServer, renderer: str, with_pack: bool = True) -> Iterator["Canvas"]:
-    """A page as a new user sees it; without the pack's JavaScript if so wanted."""
+def open_canvas(
+    browser: "Browser",
+    server: ComfyServer,
+    renderer: str,
+    with_pack: bool = True,
+    settings: dict[str, Any] | None = None,
+) -> Iterator["Canvas"]:
+    """A page as a new user sees it; without the pack's JavaScript, or with other settings, if so wanted."""
     from tests.browser.canvas import Canvas
 
-    server.post("/settings", {"Comfy.TutorialCompleted": False, "Comfy.VueNodes.Enabled": RENDERERS[renderer]})
+    chosen = {"Comfy.TutorialCompleted": False, "Comfy.VueNodes.Enabled": RENDERERS[renderer]}
+    server.post("/settings", chosen | (settings or {}))
     # A context of its own, as ComfyUI keeps the graph that was open in the browser's storage.
     with browser.new_context(viewport={"width": 1280, "height": 800}) as context:
         context.set_default_timeout(15_000)

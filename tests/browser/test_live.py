@@ -36,6 +36,10 @@ def test_the_clip_plays_on_its_sampler_while_it_is_made_and_is_gone_after(canvas
     picture = live(canvas).get_by_label("The clip so far")
     expect(picture).to_be_visible()
     assert picture.evaluate("(canvas) => [canvas.width, canvas.height]") == [8, 8]
+    # In Vue nodes ComfyUI shows the first frame too.
+    stock = canvas.page.get_by_alt_text("Live sampling preview")
+    expect(stock).to_have_count(1 if canvas.renderer == "vue" else 0)
+    assert not any(picture.is_visible() for picture in stock.all())
     script = """(canvas) => new Promise((resolve) => {
       const pixels = () => canvas.getContext("2d").getImageData(0, 0, 8, 8).data.join();
       const first = pixels();
@@ -49,6 +53,33 @@ def test_the_clip_plays_on_its_sampler_while_it_is_made_and_is_gone_after(canvas
     canvas.finish()
     expect(live(canvas)).to_have_count(0)
     assert values(canvas) == before
+
+
+def test_the_preview_stands_still_where_the_user_wants_less_motion(canvas):
+    number = canvas.add("SDVideoDDIMSampler")
+    canvas.page.emulate_media(reduced_motion="reduce")
+    sheet = """() => {
+      const sheet = Object.assign(document.createElement("canvas"), { width: 64, height: 8 });
+      const context = sheet.getContext("2d");
+      context.fillRect(0, 0, 8, 8);
+      context.fillStyle = "white";
+      context.fillRect(8, 0, 56, 8);
+      return sheet.toDataURL();
+    }"""
+    report = {"node": number, "step": 1, "steps": 9, "seconds_per_step": 1, "seconds_left": 8}
+    report["sheet"] = {"image": canvas.page.evaluate(sheet), "frames": 8, "columns": 8, "width": 8, "height": 8}
+    canvas.report("sdvideo.sampling", report)
+    picture = live(canvas).get_by_label("The clip so far")
+    expect(picture).to_be_visible()
+    # A frame is 125 ms long, and only the first is black.
+    script = """async (canvas) => {
+      await new Promise((resolve) => setTimeout(resolve, 250));
+      return [...canvas.getContext("2d").getImageData(4, 4, 1, 1).data];
+    }"""
+    assert picture.evaluate(script) == [0, 0, 0, 255]
+    canvas.page.emulate_media(reduced_motion="no-preference")
+    canvas.report("execution_success", {})
+    expect(live(canvas)).to_have_count(0)
 
 
 def test_training_shows_its_loss_and_a_clip(canvas):

@@ -83,6 +83,37 @@ def test_a_folder_is_chosen_without_what_is_no_picture(canvas, server, frames, p
     assert len(list((server.base / "input" / pictures[0].parent.name).iterdir())) == NUM_FRAMES
 
 
+def test_a_large_set_goes_with_a_progress_bar(canvas, frames, tmp_path):
+    folder = tmp_path / next(FOLDERS)
+    folder.mkdir()
+    many = [folder / f"{index}.png" for index in range(60)]
+    for path in many:
+        Image.new("RGB", (8, 8)).save(path)
+    sent, held = [], []
+
+    def hold_the_second_half(route):
+        sent.append(route)
+        route.continue_() if len(sent) <= 30 or held is None else held.append(route)
+
+    canvas.page.route("**/upload/image", hold_the_second_half)
+    bar = frames.get_by_role("progressbar", name="Upload")
+    expect(bar).to_be_hidden()
+    canvas.drop(*many, place=TITLE)
+    expect(bar).to_have_js_property("value", 0.5)
+    expect(bar).to_be_visible()
+    assert bar.bounding_box()["width"] > 40
+    waiting, held = held, None
+    for route in waiting:
+        route.continue_()
+    expect(bar).to_be_hidden()
+    expect(frames.get_by_role("status")).to_have_text("16 of 60 frames, 8 \N{MULTIPLICATION SIGN} 8")
+    canvas.page.unroute("**/upload/image")
+
+
+def test_all_is_reached_by_keys_and_has_a_name(canvas, frames):
+    assert canvas.tab_through(frames, 3) == ["Choose Files", "Choose Folder", "Frames"]
+
+
 def test_a_gif_stays_one_file(canvas, server, frames, tmp_path):
     first, *rest = [Image.new("RGB", (WIDTH, HEIGHT), (0, 40 * index, 0)) for index in range(5)]
     first.save(tmp_path / f"one_{canvas.renderer}.gif", save_all=True, append_images=rest)

@@ -48,7 +48,7 @@ def player(canvas, clip):
 def show(canvas, files):
     number = canvas.add("SDVideoSaveGIF")
     expect(canvas.player).to_be_hidden()
-    canvas.show_output(number, {"images": files, "sdvideo": [{"fps": 10}]})
+    canvas.show_output(number, {"images": files, "sdvideo": [[10, NUM_FRAMES, "gif"]]})
     expect(canvas.player).to_be_visible()
     return canvas.player
 
@@ -122,6 +122,11 @@ def test_keys_step_and_play(player):
     expect(counter(player)).to_have_text(f"2 / {NUM_FRAMES}")
     button.press("Space")
     expect(player.get_by_role("button", name="Pause")).to_be_visible()
+
+
+def test_all_is_reached_by_keys_and_has_a_name(canvas, player):
+    expected = ["Previous frame", "Pause", "Next frame", "Frame", "Speed"]
+    assert canvas.tab_through(player, len(expected)) == expected
 
 
 def test_the_speed_menu_changes_how_long_a_frame_stays(player):

@@ -68,18 +68,26 @@ def test_the_browser_is_told_what_it_can_show_and_files_hold_the_graphs(server, 
     queued = graph(folder, format=format)
     output = server.run(queued, workflow=WORKFLOW)["outputs"]["save"]
     images = [{"filename": name, "subfolder": folder + subfolder, "type": "output"} for name in names]
-    about = {"fps": 12.5, "num_frames": 4, "format": format}
-    assert output == {"images": images, "sdvideo": [about], **mark}
+    assert output == {"images": images, "sdvideo": [[12.5, 4, format]], **mark}
     for image in images:
         stored = metadata(format, server.view(**image))
         stored["prompt"]["frames"].pop("is_changed")  # which ComfyUI notes there
         assert stored == {"prompt": queued, "workflow": WORKFLOW}
 
 
+@pytest.mark.parametrize("format", EXPECTED)
+def test_the_list_of_jobs_counts_the_files_and_shows_the_first(server, greys, format):
+    job = server.queue(graph(f"counted/{format.split()[0]}", format=format))
+    images = server.wait(job)["outputs"]["save"]["images"]
+    listed = json.loads(server.get(f"/api/jobs/{job}"))
+    assert listed["outputs_count"] == listed["previewable_outputs_count"] == len(images)
+    assert listed["preview_output"]["filename"] == images[0]["filename"]
+
+
 def test_options_reach_the_file(server, greys):
     options = {"loop": 3, "ping_pong": True, "palette": "frame", "dither": "none"}
     output = server.run(graph("options", **options))["outputs"]["save"]
-    assert output["sdvideo"] == [{"fps": 12.5, "num_frames": 6, "format": "gif"}]
+    assert output["sdvideo"] == [[12.5, 6, "gif"]]
     gif = parse_gif(server.view(**output["images"][0]))
     assert (gif.delays, gif.loops, gif.num_colour_tables) == ([8] * 6, 2, 1 + 6)
 

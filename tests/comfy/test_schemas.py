@@ -92,6 +92,14 @@ def test_the_browser_lists_the_nodes_together(schemas):
     assert len(set(names)) == len(names)
 
 
+def test_nodes_are_found_by_words_of_both_languages(schemas):
+    for node, info in schemas.items():
+        words = info["search_aliases"]
+        assert len(set(words)) == len(words) >= 3, node
+        assert any(word.isascii() for word in words), node
+        assert any("\u4e00" <= letter <= "\u9fff" for word in words for letter in word), node
+
+
 def test_every_node_input_and_output_is_explained(schemas):
     for node, info in schemas.items():
         assert len(info["description"]) > 20, node

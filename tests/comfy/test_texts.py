@@ -149,7 +149,11 @@ def test_pages_call_other_nodes_by_the_names_people_see(server):
         assert not unknown, f"{node}.md names nodes that there are not: {unknown}"
 
 
-def test_pictures_on_pages_are_there_and_described():
+def test_each_page_has_a_picture_of_its_node_and_all_are_small():
+    used = {}
     for node, page in pages().items():
-        for words, path in re.findall(r"!\[(.*?)\]\((.*?)\)", page):
-            assert words and (DOCS / path).is_file(), f"{node}.md: {path}"
+        [(words, path)] = re.findall(r"!\[(.*?)\]\((.*?)\)", page)
+        assert (words, path) == (f"The node {page.splitlines()[0].removeprefix('# ')}", f"images/{node}.png")
+        used[path] = (DOCS / path).stat().st_size
+    assert set(used) == {f"images/{path.name}" for path in (DOCS / "images").iterdir()}
+    assert max(used.values()) < 80_000 and sum(used.values()) < 400_000

@@ -56,6 +56,16 @@ def test_every_workflow_file_is_a_template(server):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_template_has_a_small_picture_where_the_browser_looks_for_it(server, name):
+    data = server.get(f"/api/workflow_templates/sdvideo/{name}.jpg")
+    assert len(data) < 40_000
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.format == "JPEG"
+        assert image.width == image.height == 480  # it is shown as a square
+        assert np.asarray(image).std() > 10
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_workflow_runs_and_writes_its_video(server, comfy_demo, example_frames, example_clips, name):
     history = server.run(small_graph(server, read(name)))
     with saved_image(server, history) as image:
@@ -135,6 +145,20 @@ def test_nodes_are_laid_out_from_left_to_right_without_overlap(name):
     for _, source, _, target, _, _ in workflow["links"]:
         below = boxes[source][0] == boxes[target][0] and boxes[source][3] < boxes[target][1]
         assert below or boxes[source][2] < boxes[target][0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_node_is_in_one_group_and_all_fit_the_window(name):
+    workflow = read(name)
+    frames = [group["bounding"] for group in workflow["groups"]]
+    for node in (node for node in workflow["nodes"] if node["type"] != "MarkdownNote"):
+        (x, y), (width, height) = node["pos"], node["size"]
+        around = [f for f in frames if f[0] < x and f[1] < y - TITLE_HEIGHT and x + width < f[0] + f[2]]
+        assert len(around) == 1 and y + height < around[0][1] + around[0][3]
+    # ComfyUI shows a template at three quarters of the window's width or height.
+    right, bottom = (max(frame[axis] + frame[axis + 2] for frame in frames) for axis in (0, 1))
+    zoom = 0.75 * min(1280 / right, 800 / (bottom - min(frame[1] for frame in frames)))
+    assert zoom > (0.45 if name == "train_lora" else 0.6)
 
 
 @pytest.mark.parametrize("name", NAMES)
