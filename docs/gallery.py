@@ -15,19 +15,20 @@ from torch import Tensor
 
 from sdvideo_core import SDVideo, demo_model, save_gif
 from sdvideo_core.frames import video_to_images
+from sdvideo_core.playback import SaveOptions
 
 PROMPTS = [
     "a red circle moving left",
     "a yellow star moving up on a blue background",
     "a green square turning",
     "a pink triangle falling on a gray background",
-    "a purple circle growing on a white background",
+    "a purple circle moving down on a white background",
     "a white star turning on a green background",
     "a blue square moving right",
     "an orange triangle shrinking on a blue background",
 ]
 COLUMNS, CELL, GAP, TEXT_HEIGHT = 4, 192, 8, 40
-STEPS, GUIDANCE_SCALE, SEED = 50, 2.0, 1
+STEPS, GUIDANCE_SCALE, SEED = 25, 2.0, 5
 
 
 def cell(image: Image.Image, prompt: str) -> Image.Image:
@@ -77,7 +78,7 @@ def main() -> None:
         grid([cell(image, prompt) for image, prompt in zip(images, PROMPTS, strict=True)])
         for images in zip(*clips, strict=True)
     ]
-    save_gif(to_video(frames), options.output)
+    save_gif(to_video(frames), options.output, options=SaveOptions(dither="none"))  # the clips are flat colours
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def clips_of(model, scene, captions_of, count):
     rng = np.random.default_rng(0)
     items = []
     for _ in range(count):
-        clip = torch.from_numpy(draw_clip(scene, rng, num_frames=8)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        clip = torch.from_numpy(draw_clip(scene, rng, num_frames=4)).permute(0, 3, 1, 2).float() / 127.5 - 1
         with torch.no_grad():
             items.append((model.vae.encode(clip), caption(captions_of, rng)))
     return DataLoader(items, batch_size=4, shuffle=True, collate_fn=collate)
