@@ -24,10 +24,13 @@ class SDVideoModelScopeLoader(io.ComfyNode):
                 "text to video",
                 "text2video",
                 "t2v",
+                "ModelScopeT2VLoader",
+                "modelscope",
                 "zeroscope",
                 "potat1",
                 "animov",
-                "modelscope",
+                "文生视频",
+                "加载模型",
             ],
             inputs=[
                 io.Combo.Input(

@@ -6,7 +6,7 @@ for; then they are converted tensor by tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -15,11 +15,21 @@ from torch import nn
 
 from .config import TextConfig, UNetConfig, VAEConfig
 from .configuration import CheckpointError, read_config, refuse
-from .layouts import Layout, Part, find_layout, what_is
+from .layouts import DIFFUSERS, Layout, Part, find_layout, what_is
+from .part_config import check_schedule, fits
 from .state_dict import StateDict, read_files, read_state_dict
 from .unet import UNetSD
 from .vae import LATENT_SCALE, AutoencoderKL
-from .weights import text_config, text_weights, unet_config, unet_weights, vae_config, vae_weights
+from .weights import (
+    PUBLISHED_HEAD_DIM,
+    text_config,
+    text_shapes,
+    text_weights,
+    unet_config,
+    unet_weights,
+    vae_config,
+    vae_weights,
+)
 
 if TYPE_CHECKING:
     from .text_encoder import TextEncoder
@@ -30,6 +40,7 @@ __all__ = [
     "Network",
     "StateDict",
     "assemble",
+    "check_network",
     "check_parts",
     "check_weights",
     "load_text_encoder",
@@ -76,31 +87,37 @@ def _read_unet(layout: Layout, part: Part, tensors: StateDict, source: Path) -> 
     weights = unet_weights(tensors, source)
     if layout.config:
         return Network(layout.config.unet, weights, source)
-    if (predicted := part.config.get("prediction_type", "epsilon")) != "epsilon":
-        raise CheckpointError(f"{layout.path} predicts {predicted!r}; only models that predict epsilon are supported")
-    head_dim = part.config.get("attention_head_dim")
+    check_schedule(part.schedule, layout.path)
+    head_dim = _config_of(layout, part, unet_config(weights, source, PUBLISHED_HEAD_DIM)).get("attention_head_dim")
     if not isinstance(head_dim, int | None):
         raise CheckpointError(f"{source} has attention_head_dim {head_dim!r} in its config.json; expected a number")
     return Network(unet_config(weights, source, head_dim), weights, source)
 
 
-def _read_vae(_layout: Layout, part: Part, tensors: StateDict, source: Path) -> Network:
-    scale = part.config.get("scaling_factor", LATENT_SCALE)
+def _config_of(layout: Layout, part: Part, network: UNetConfig | VAEConfig | TextConfig) -> Mapping[str, Any]:
+    """What the JSON beside weights says of them; nothing where it is of a network of another size."""
+    return part.config if layout.name == DIFFUSERS or fits(part.config, network) else {}
+
+
+def _read_vae(layout: Layout, part: Part, tensors: StateDict, source: Path) -> Network:
+    weights = vae_weights(tensors, source)
+    network = vae_config(weights, source)
+    scale = _config_of(layout, part, network).get("scaling_factor", LATENT_SCALE)
     if scale != LATENT_SCALE:
         raise CheckpointError(
             f"{source} is the autoencoder of {SCALES.get(scale, 'another model')}, which scales latents by {scale}; "
             f"expected {LATENT_SCALE}, an autoencoder of Stable Diffusion 1 or 2"
         )
-    weights = vae_weights(tensors, source)
-    return Network(vae_config(weights, source), weights, source)
+    return Network(network, weights, source)
 
 
-def _read_text_encoder(_layout: Layout, part: Part, tensors: StateDict, source: Path) -> Network:
-    activation = part.config.get("hidden_act", "gelu")
+def _read_text_encoder(layout: Layout, part: Part, tensors: StateDict, source: Path) -> Network:
+    weights = text_weights(tensors, source)
+    network = text_config(weights, source)
+    activation = _config_of(layout, part, network).get("hidden_act", "gelu")
     if activation != "gelu":
         raise CheckpointError(f"{source} has {activation} activations; expected gelu, as in OpenCLIP's text towers")
-    weights = text_weights(tensors, source)
-    return Network(text_config(weights, source), weights, source)
+    return Network(network, weights, source)
 
 
 READERS = {"unet": _read_unet, "vae": _read_vae, "text encoder": _read_text_encoder}
@@ -108,7 +125,27 @@ READERS = {"unet": _read_unet, "vae": _read_vae, "text encoder": _read_text_enco
 
 def check_weights(module: nn.Module, weights: StateDict, source: Path) -> None:
     """Raises CheckpointError, naming every key, unless the weights are exactly the module's."""
-    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    _check_shapes({key: tuple(value.shape) for key, value in module.state_dict().items()}, weights, source)
+
+
+def check_network(name: str, network: Network) -> None:
+    """The same for a network, `unet`, `vae` or `text encoder`, before it is built, and without open_clip."""
+    config, weights, source = network
+    if name == "text encoder":
+        _check_shapes(text_shapes(config), _that_run(config, weights), source)
+    else:
+        with torch.device("meta"):
+            module = UNetSD(config) if name == "unet" else AutoencoderKL(config)
+        check_weights(module, weights, source)
+
+
+def _that_run(config: TextConfig, weights: StateDict) -> StateDict:
+    """A text tower's weights up to its penultimate block."""
+    unused = (f"transformer.resblocks.{config.layers - 1}.", "text_projection")
+    return {key: value for key, value in weights.items() if not key.startswith(unused)}
+
+
+def _check_shapes(expected: Mapping[str, tuple[int, ...]], weights: StateDict, source: Path) -> None:
     found = {key: tuple(value.shape) for key, value in weights.items()}
     wrong = [
         f"{key} has shape {found[key]}, expected {shape}"
@@ -183,9 +220,7 @@ def load_text_encoder(
     from .text_encoder import TextEncoder  # open_clip takes seconds to import, and ComfyUI never needs it
 
     config, weights, source = read_network(path, "text encoder", device, dtype)
-    unused = (f"transformer.resblocks.{config.layers - 1}.", "text_projection")  # after the penultimate block
-    weights = {key: value for key, value in weights.items() if not key.startswith(unused)}
-    return assemble(lambda: TextEncoder(config), weights, dtype, device, source)
+    return assemble(lambda: TextEncoder(config), _that_run(config, weights), dtype, device, source)
 
 
 LOADERS = {"unet": load_unet, "vae": load_vae, "text encoder": load_text_encoder}

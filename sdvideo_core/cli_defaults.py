@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .families import Family
 
 LCM_STEPS, LCM_SCALE = 4, 1.0  # what few-step models are made for
-STEPS = "denoising steps, 1..999; default: what the model's authors suggest, 50 if unknown; 4 with --sampler lcm"
+STEPS = "denoising steps, 1..999; default: what `sdvideo info` suggests, 50 if unknown; 4 with --sampler lcm"
 SCALE = "guidance scale; 1 ignores --negative, twice as fast; default: as for --steps, 9 if unknown; 1 with lcm"
 SIZE = "default: what the model was trained on, 256x256 if unknown"
 FRAMES = "default: as many as the model was trained on, 16 if unknown"

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
-from .checkpoint import LOADERS, check_parts, read_network
+from .checkpoint import check_network, check_parts, read_network
 from .config import ModelConfig
 from .configuration import CONFIG_NAME, configuration
 from .diffusers_folder import SCHEDULER, model_index, text_encoder_config, tokenizer_files, unet_config, vae_config
 from .diffusers_format import text_to_transformers, unet_to_diffusers, vae_to_diffusers
 from .layouts import DIFFUSERS, DIFFUSERS_FOLDERS, DIFFUSERS_INDEX, ORIGINAL, PARTS, Layout, find_layout
-from .state_dict import SAFETENSORS_DTYPES, StateDict, read_state_dict, write_safetensors
+from .state_dict import SAFETENSORS_DTYPES, StateDict, read_files, read_state_dict, write_safetensors
+from .weights import open_clip_weights
 from .whole_file import whole_file, whole_folder
 
 SAFETENSORS = "safetensors"
@@ -33,6 +34,18 @@ FIRST_STAGE = "first_stage_model."
 Places = Mapping[str, Layout]  # part -> the model that it is taken from
 Configs = Mapping[str, Any]  # part -> UNetConfig, VAEConfig or TextConfig
 Rename = Callable[[StateDict, Any], StateDict]
+
+
+# What an OpenCLIP model holds beside the text tower that runs here, by how its tensors' names begin.
+CLIP_EXTRAS = {"visual.": "image tower", "text_projection": "text_projection", "logit_scale": "logit_scale"}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written."""
+
+    parts: list[str]
+    notes: list[str]  # what the target lacks that other tools may look for, a line each
 
 
 @dataclass(frozen=True)
@@ -51,18 +64,19 @@ def convert(
     dtype: torch.dtype | None = None,
     vae: str | Path | None = None,
     text_encoder: str | Path | None = None,
-) -> list[str]:
-    """Writes a model in another layout; returns the parts it has there. Those that the source lacks are left out.
+) -> Conversion:
+    """Writes a model in another layout; tells the parts it has there. Those that the source lacks are left out.
 
-    layout: `modelscope`, configuration.json and three pickles, as ModelScope's and A1111's tools read them;
+    layout: `modelscope`, configuration.json and three pickles of the original names;
     `safetensors`, the same with safetensors files in place of pickles, or the UNet alone as one file where the
     target's name ends in .safetensors; `diffusers`, a folder for its TextToVideoSDPipeline. dtype: of the weights, one
     of PRECISIONS; None keeps each as it is. vae, text_encoder: models or files to take these parts from.
 
-    Weights come through bit for bit where dtype is None. Of the text tower only what runs is kept: no image tower,
-    and in a folder of diffusers no last block (in its place comes one of zeros on the way back, for what is read is
-    the block before it). Raises FileExistsError rather than overwrite, and CheckpointError, before anything is
-    written, for weights that do not fit their model.
+    Weights come through bit for bit where dtype is None, between OpenCLIP's files the whole CLIP model with its image
+    tower. A folder of diffusers has no place for that, nor for the text tower's last block; on the way back that is
+    zeros, for what is read is the block before it. The notes say so. Tools that load the whole OpenCLIP model strictly,
+    as ModelScope's and A1111's do, need a file that was one. Raises FileExistsError rather than overwrite, and
+    CheckpointError, before anything is written, for weights that do not fit their model.
     """
     if layout not in FORMATS:
         raise ValueError(f"format {layout!r}; expected {', '.join(FORMATS)}")
@@ -77,22 +91,23 @@ def convert(
         raise ValueError(f"{target} is one file, which holds a UNet; leave vae and text_encoder out, or name a folder")
     if alone:
         places = {"unet": places["unet"]}
-    configs = {part: LOADERS[part](place, dtype or torch.float32, "meta").config for part, place in places.items()}
+    configs = {part: _checked_config(place, part, dtype) for part, place in places.items()}
     if len(configs) == len(PARTS):
         check_parts(configs["unet"], configs["vae"], configs["text encoder"], source)
     if alone:
-        with whole_file(target) as file:
+        with whole_file(target, exclusive=True) as file:
             _write_weights(places["unet"], "unet", file, dtype)
-        return list(places)
+        return Conversion(list(places), [])
     plan = _diffusers_plan(configs) if layout == DIFFUSERS else _original_plan(places["unet"], configs, layout)
-    with whole_folder(target) as folder:
+    with whole_folder(target, exclusive=True) as folder:
         for name, content in plan.texts.items():
             _write_text(folder / name, content)
         for part, name in plan.weights.items():
             (folder / name).parent.mkdir(exist_ok=True)
             write = _write_weights if name.endswith(SUFFIX) else _write_pickle
             write(places[part], part, folder / name, dtype, plan.renames.get(part))
-    return list(places)
+    notes = _text_notes(places["text encoder"], layout, dtype) if "text encoder" in places else []
+    return Conversion(list(places), notes)
 
 
 def _places(main: Layout, vae: str | Path | None, text_encoder: str | Path | None) -> Places:
@@ -103,6 +118,29 @@ def _places(main: Layout, vae: str | Path | None, text_encoder: str | Path | Non
         layout.part(part)
     places = {part: others.get(part, main) for part in PARTS}
     return {part: layout for part, layout in places.items() if part in layout.parts}
+
+
+def _checked_config(place: Layout, part: str, dtype: torch.dtype | None) -> Any:
+    network = read_network(place, part, "meta", dtype)
+    check_network(part, network)
+    return network.config
+
+
+def _text_notes(place: Layout, layout: str, dtype: torch.dtype | None) -> list[str]:
+    """What of a whole CLIP model is not in the target."""
+    source = open_clip_weights(read_files(place.part("text encoder").files_for(dtype), "meta"))
+    held = [name for start, name in CLIP_EXTRAS.items() if any(key.startswith(start) for key in source)]
+    lacking = [name for name in CLIP_EXTRAS.values() if name not in held]
+    if layout == DIFFUSERS and source:
+        lost = ", ".join(["its last block, which never runs", *held])
+        return [f"a folder of diffusers has no place for all of the text encoder; left out: {lost}"]
+    if layout == DIFFUSERS or not lacking:
+        return []
+    zeros = "" if source else ", and its last block, which never runs, may be zeros"
+    return [
+        f"the text encoder's file lacks {', '.join(lacking)}, as its source does{zeros}. SDVideo needs none of that; "
+        f"tools that load the whole OpenCLIP model strictly need the published {ModelConfig.text_file}"
+    ]
 
 
 def _original_plan(main: Layout, configs: Configs, layout: str) -> Plan:
@@ -152,7 +190,11 @@ def _write_weights(
     place: Layout, part: str, path: Path, dtype: torch.dtype | None, rename: Rename | None = None
 ) -> None:
     config, weights, _ = read_network(place, part, dtype=dtype)
-    write_safetensors(path, rename(weights, config) if rename else weights, dtype)
+    if rename:
+        weights = rename(weights, config)
+    elif part == "text encoder":  # other tools load all of it, the image tower too
+        weights = open_clip_weights(read_files(place.part(part).files_for(dtype))) or weights
+    write_safetensors(path, weights, dtype)
 
 
 def _write_pickle(
@@ -163,9 +205,17 @@ def _write_pickle(
     _write_weights(place, part, temporary, dtype, rename)
     weights = read_state_dict(temporary)
     wrapped = {"state_dict": {FIRST_STAGE + key: value for key, value in weights.items()}}
-    try:
-        torch.save(wrapped if part == "vae" else weights, path)
-    except RuntimeError as error:  # torch's own writer raises it whatever the system says
-        raise OSError(f"not all of {path.name} could be written") from error
+    problem = _problem_of_saving(wrapped if part == "vae" else weights, path)
     del weights, wrapped  # Windows deletes no file that is mapped
     temporary.unlink()
+    if problem:
+        raise OSError(f"not all of {path.name} could be written ({problem})")
+
+
+def _problem_of_saving(content: Any, path: Path) -> str:
+    """Empty where it went well; text, as an exception would hold on to the content."""
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:  # torch's own writer raises it whatever the system says
+        return str(error).partition("\n")[0]
+    return ""

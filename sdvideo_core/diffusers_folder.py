@@ -8,6 +8,7 @@ from typing import Any
 from .config import TextConfig, UNetConfig, VAEConfig
 from .configuration import CheckpointError
 from .layouts import DIFFUSERS_FOLDERS
+from .part_config import SCHEDULE, sizes
 from .vae import LATENT_SCALE
 
 Json = dict[str, Any]
@@ -25,12 +26,8 @@ FIRST_HEADS = 8  # of the first temporal transformer in UNet3DConditionModel, wh
 # ModelScope's noise schedule and its DDIM, in the words of diffusers.
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
+    **SCHEDULE,
     "clip_sample": False,
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
@@ -66,18 +63,14 @@ def unet_config(config: UNetConfig) -> Json:
     down = ["CrossAttnDownBlock3D" if 0.5**level in config.attn_scales else "DownBlock3D" for level in levels]
     return {
         "_class_name": "UNet3DConditionModel",
+        **sizes(config),
         "act_fn": "silu",
         "attention_head_dim": config.head_dim,
-        "block_out_channels": [config.dim * mult for mult in config.dim_mult],
-        "cross_attention_dim": config.context_dim,
         "down_block_types": down,
         "downsample_padding": 1,
-        "in_channels": config.in_dim,
-        "layers_per_block": config.res_blocks,
         "mid_block_scale_factor": 1,
         "norm_eps": 1e-5,
         "norm_num_groups": 32,
-        "out_channels": config.out_dim,
         "sample_size": 32,
         "up_block_types": [name.replace("Down", "Up") for name in reversed(down)],
     }
@@ -88,12 +81,10 @@ def vae_config(config: VAEConfig) -> Json:
     levels = len(config.ch_mult)
     return {
         "_class_name": "AutoencoderKL",
+        **sizes(config),
         "act_fn": "silu",
-        "block_out_channels": [config.ch * mult for mult in config.ch_mult],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "in_channels": 3,
-        "latent_channels": config.z_channels,
-        "layers_per_block": config.num_res_blocks,
         "norm_num_groups": 32,
         "out_channels": 3,
         "sample_size": 256,
@@ -106,19 +97,17 @@ def text_encoder_config(config: TextConfig) -> Json:
     """text_encoder/config.json: the tower up to its penultimate block, all of whose layers run there."""
     return {
         "architectures": ["CLIPTextModel"],
+        **sizes(config),
         "bos_token_id": config.vocab_size - 2,
         "eos_token_id": config.vocab_size - 1,
         "hidden_act": "gelu",
-        "hidden_size": config.width,
         "intermediate_size": 4 * config.width,
         "layer_norm_eps": 1e-5,
-        "max_position_embeddings": config.context_length,
         "model_type": "clip_text_model",
         "num_attention_heads": config.heads,
         "num_hidden_layers": config.layers - 1,
         "pad_token_id": 0,
         "projection_dim": config.width,
-        "vocab_size": config.vocab_size,
     }
 
 

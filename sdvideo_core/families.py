@@ -1,4 +1,4 @@
-"""Families: the published models, what they were trained on, and the settings that their authors suggest.
+"""Families: the published models, what they were trained on, and settings to begin with.
 
 Names tell which model it is: of the file, its folder, or the model it was made of. The published models all have the
 same size, so weights tell nothing, but for the demo model, which is smaller.
@@ -18,6 +18,10 @@ from .layouts import find_layout, names_of
 FAR = 2.0  # times more or less frames or pixels than in training are worth a warning
 
 
+# Of models whose authors suggest nothing.
+PIPELINE = "the defaults of ModelScope's pipeline"
+
+
 @dataclass(frozen=True)
 class Family:
     """One published model."""
@@ -26,12 +30,13 @@ class Family:
     pattern: str | None  # regular expression for its names, in lower case with - for _ and spaces
     width: int  # of the clips it was trained on, in pixels
     height: int
-    source: str  # where the numbers are from
+    source: str  # where the numbers of its training are from
     num_frames: int | None = None  # None where nobody says
     steps: int = 50
     guidance_scale: float = 9.0
     fps: int = 8
     denoise: tuple[float, float] | None = None  # range for video to video, for models made for that
+    settings_source: str = PIPELINE  # where steps, guidance_scale, fps and denoise are from
     unet: tuple[int, int, tuple[int, ...]] | None = None  # dim, context_dim and dim_mult, where they tell the model
     # Rough red, green and blue, -1..1, of each latent channel, last of latents of 0; None: those of Stable Diffusion.
     latent_rgb_factors: tuple[tuple[float, float, float], ...] | None = None
@@ -51,8 +56,7 @@ DEMO_COLORS = (
 )
 
 CARD = "huggingface.co/cerspense/"
-OFFICIAL = "ModelScope's pipeline: 50 DDIM steps, guidance 9, 16 frames"
-
+XL_CARD = f"{CARD}zeroscope_v2_XL"
 DEMO = Family(
     "SDVideo's demo model",
     None,
@@ -62,11 +66,17 @@ DEMO = Family(
     16,
     steps=25,
     guidance_scale=2.0,
+    settings_source="docs/demo-model.md",
     unet=(64, 64, (1, 2)),
     latent_rgb_factors=DEMO_COLORS,
 )
 MODELSCOPE = Family(
-    "ModelScope 1.7B", r"modelscope|text-to-video-ms|text-to-video-synthesis|ms-1\.7b", 256, 256, OFFICIAL, 16
+    "ModelScope 1.7B",
+    r"modelscope|text-to-video-ms|text-to-video-synthesis|ms-1\.7b",
+    256,
+    256,
+    "ModelScope's pipeline, which draws that",
+    16,
 )
 
 # The first that matches counts.
@@ -77,9 +87,10 @@ FAMILIES = (
         "zeroscope-v2-?xl|zs2-xl",
         1024,
         576,
-        f"{CARD}zeroscope_v2_XL; denoise: as the second pass after 576w, with the same prompt",
+        XL_CARD,
         24,
         denoise=(0.66, 0.85),
+        settings_source=f"{PIPELINE}; denoise, as the second pass after 576w with the same prompt: {XL_CARD}",
     ),
     Family("ZeroScope v2 576w", "zeroscope-v2-576w|zs2-576w", 576, 320, f"{CARD}zeroscope_v2_576w", 24),
     Family(
@@ -123,9 +134,9 @@ def summary(family: Family | None) -> str:
     length = f"{family.num_frames} frames" if family.num_frames else "a length that nobody tells"
     denoise = f", denoise {family.denoise[0]} to {family.denoise[1]}" if family.denoise else ""
     return (
-        f"{family.name}, {family.known_by}. Trained on {family.width}x{family.height}, {length}. "
-        f"Suggested: {family.steps} steps, cfg {family.guidance_scale:g}, {family.fps} frames per second{denoise}. "
-        f"Source: {family.source}."
+        f"{family.name}, {family.known_by}. Trained on {family.width}x{family.height}, {length} ({family.source}). "
+        f"Suggested: {family.steps} steps, cfg {family.guidance_scale:g}, {family.fps} frames per second{denoise} "
+        f"({family.settings_source})."
     )
 
 

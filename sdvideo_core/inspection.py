@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from .checkpoint import LOADERS, check_parts, read_network
+from .checkpoint import check_network, check_parts, read_network
 from .config import UNetConfig
 from .configuration import CheckpointError
 from .families import Family, family_of
@@ -23,7 +23,6 @@ from .layouts import (
     PARTS,
     SINGLE,
     Layout,
-    find_diffusers_weights,
     find_layout,
     names_of,
     what_is,
@@ -33,6 +32,7 @@ from .state_dict import read_files
 
 Report = dict[str, Any]
 
+LORA = what_is(["lora"])
 CLIP_USE = ", to start from in vid2vid or to train on; no model"
 KINDS = {ORIGINAL: "a ModelScope model folder", DIFFUSERS: "a model folder in diffusers' format"}
 
@@ -51,18 +51,16 @@ def inspect(path: str | Path) -> Report:
     path = Path(path)
     try:
         layout = find_layout(path)
-    except CheckpointError:
-        if found := _lora(path) or _clip(path):  # a folder of PEFT's or a list of tensors; pictures or a video
-            return {**_empty(path), **found}
-        raise
-    tensors = read_files(_single_files(layout), "meta")
+    except CheckpointError as error:
+        return _empty(path) | _no_model(path, error)
+    tensors = read_files(layout.files, "meta")
     report = _empty(path) | {"is": KINDS.get(layout.name) or what_is(tensors)}
     report["layout"] = layout.name if layout.parts else None
     unet = _add_parts(report, layout)
     if family := family_of(names_of(layout), unet) if layout.parts else None:
         report |= {"family": family.name, "trained": _trained(family), "suggested": _suggested(family)}
     report |= {"max_frames": layout.config.max_frames} if layout.config else {}
-    report |= (not layout.parts and _lora(path)) or {}
+    report |= {} if layout.parts else _lora(layout, report["is"])
     return report | (_measure(tensors) if layout.name == SINGLE else {})
 
 
@@ -71,12 +69,27 @@ def _empty(path: Path) -> Report:
     return {"path": str(path), "is": "", "layout": None, "family": None, **lists}
 
 
-def _lora(path: Path) -> Report | None:
-    """What there is to say of a LoRA, None of anything else."""
+def _no_model(path: Path, error: CheckpointError) -> Report:
+    """What there is to say of a LoRA in a folder or a list, of pictures and videos; raises of anything else."""
     try:
         return describe_lora(path)
-    except (CheckpointError, FileNotFoundError):
-        return None
+    except (CheckpointError, FileNotFoundError) as problem:
+        if found := _clip(path):
+            return found
+        if isinstance(problem, FileNotFoundError):
+            raise error from None
+        raise
+
+
+def _lora(layout: Layout, what: str) -> Report:
+    """What there is to say of a LoRA, or what is wrong with it; nothing of anything else."""
+    try:
+        try:
+            return describe_lora(layout.path)
+        except FileNotFoundError:  # a folder of no known kind, with one file
+            return describe_lora(layout.files[0])
+    except CheckpointError as error:
+        return {"problems": [str(error)]} if what == LORA else {}
 
 
 def _clip(path: Path) -> Report | None:
@@ -126,24 +139,19 @@ def _video(path: Path) -> Report:
         return {"is": f"a video ({stream.codec_context.name}){CLIP_USE}", **size, "fps": round(rate, 2) or None}
 
 
-def _single_files(layout: Layout) -> Sequence[Path]:
-    if layout.name != SINGLE:
-        return []
-    return [layout.path] if layout.path.is_file() else find_diffusers_weights(layout.path)
-
-
 def _add_parts(report: Report, layout: Layout) -> UNetConfig | None:
     """Measures the parts, and returns the UNet's shape if it can be read."""
     shapes: dict[str, Any] = {}
     for part in layout.parts:
         try:
-            config, weights, _ = read_network(layout, part, "meta")
-            shapes[part] = LOADERS[part](layout, device="meta").config
+            network = read_network(layout, part, "meta")
+            check_network(part, network)
+            shapes[part] = network.config
         except ValueError as error:
             report["problems"].append(str(error))
         else:
             files = [str(file) for file in layout.parts[part].files]
-            report["parts"][part] = {"files": files, **_measure(weights), "config": asdict(config)}
+            report["parts"][part] = {"files": files, **_measure(network.weights), "config": asdict(network.config)}
     if shapes.keys() == PARTS.keys():
         try:
             check_parts(shapes["unet"], shapes["vae"], shapes["text encoder"], layout.path)
@@ -170,8 +178,9 @@ def _trained(family: Family) -> Report:
 
 
 def _suggested(family: Family) -> Report:
-    settings = {"steps": family.steps, "guidance_scale": family.guidance_scale, "fps": family.fps}
-    return settings | ({"denoise": list(family.denoise)} if family.denoise else {})
+    settings: Report = {"steps": family.steps, "guidance_scale": family.guidance_scale, "fps": family.fps}
+    denoise = {"denoise": list(family.denoise)} if family.denoise else {}
+    return settings | denoise | {"source": family.settings_source}
 
 
 def _measure(weights: dict[str, Tensor]) -> Report:

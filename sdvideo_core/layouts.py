@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ import torch
 
 from .config import ModelConfig
 from .configuration import CONFIG_NAME, CheckpointError, read_config, read_json
-from .state_dict import read_state_dict
+from .part_config import SCHEDULER_FILE, STEMS, config_beside, schedule_beside
+from .state_dict import WEIGHT_SUFFIXES, read_state_dict
 
 PARTS = {"unet": "UNet", "vae": "autoencoder", "text encoder": "OpenCLIP text tower"}
 
@@ -56,7 +58,6 @@ ELSEWHERE = {
 
 DIFFUSERS_INDEX = "model_index.json"
 DIFFUSERS_FOLDERS = {"unet": "unet", "vae": "vae", "text encoder": "text_encoder"}
-DIFFUSERS_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 # Endings of weights in a folder of diffusers, best first, where float16 is wanted; and where anything else is.
 HALF_FIRST = (
     ".fp16.safetensors",
@@ -70,17 +71,23 @@ HALF_FIRST = (
 )
 FULL_FIRST = tuple(sorted(HALF_FIRST, key=lambda ending: "fp16" in ending))
 
+SHARD = re.compile(r"(.+-)(\d{5})-of-(\d{5})(\..+)")  # one of several files that hold a network
+
 ORIGINAL, DIFFUSERS, SINGLE = "modelscope", "diffusers", "file"
 LORA_FOLDER = "lora"  # where Text-To-Video-Finetuning puts a LoRA within a checkpoint-N
 
 
 @dataclass(frozen=True)
 class Part:
-    """The weights of one network: a file or the shards of one, and what the JSON that belongs to them says."""
+    """The weights of one network: a file or the shards of one, and what the JSON beside them says.
+
+    In a folder of diffusers that JSON is theirs; of other files it may be a stranger's, of another size.
+    """
 
     files: tuple[Path, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
     half_files: tuple[Path, ...] = ()  # the float16 variant of a folder of diffusers
+    schedule: Mapping[str, Any] = field(default_factory=dict)  # a UNet's scheduler_config.json
 
     def files_for(self, dtype: torch.dtype | None) -> tuple[Path, ...]:
         """The files to read for weights of a precision: the variant for float16, the whole ones for any other."""
@@ -97,6 +104,7 @@ class Layout:
     missing: Mapping[str, str]  # part -> an error that says where it was looked for
     config: ModelConfig | None = None  # what configuration.json says, where there is one
     based_on: str = ""  # the model that this one was made of, if its JSON says so
+    files: tuple[Path, ...] = ()  # of a SINGLE one, the file or its shards, whatever they hold
 
     def part(self, name: str) -> Part:
         """One of PARTS; FileNotFoundError or CheckpointError, which says what to do, where it is not there."""
@@ -130,25 +138,53 @@ def find_layout(path: str | Path) -> Layout:
     """
     path = Path(path)
     if path.is_file():
-        return _single(path, (path,))
+        return _single(path, _files_of(path))
     if not path.is_dir():
         raise FileNotFoundError(f"{path} does not exist; give a model folder or a file of weights")
-    if (path / DIFFUSERS_INDEX).is_file() or (path / "unet" / "config.json").is_file():
-        return _diffusers(path)
-    if (path / CONFIG_NAME).is_file() or any(map(find_twin, _original_files(path, ModelConfig()).values())):
-        return _original(path)
+    if layout := _folder_of(path):
+        return _diffusers(path) if layout == DIFFUSERS else _original(path)
     if files := find_diffusers_weights(path):
         return _single(path, files, find_diffusers_weights(path, torch.float16))
+    others = sorted(file for file in path.iterdir() if file.suffix.lower() in WEIGHT_SUFFIXES and file.is_file())
+    near = _near(path)
+    if len(others) == 1 and not near:
+        return _single(path, (others[0],))
+    names = ", ".join(file.name for file in others)
+    several = f". It holds {names}: give the path of one of these files" if others else ""
     raise CheckpointError(
-        f"{path} holds no model; expected {CONFIG_NAME} and weights, or a folder of diffusers{_near(path)}"
+        f"{path} holds no model; expected {CONFIG_NAME} and weights, or a folder of diffusers{several}{near}"
     )
+
+
+def _folder_of(path: Path) -> str | None:
+    """DIFFUSERS or ORIGINAL, where a folder is a model in one of these layouts."""
+    if (path / DIFFUSERS_INDEX).is_file() or (path / "unet" / "config.json").is_file():
+        return DIFFUSERS
+    is_original = (path / CONFIG_NAME).is_file() or any(map(find_twin, _original_files(path, ModelConfig()).values()))
+    return ORIGINAL if is_original else None
 
 
 def _near(path: Path) -> str:
-    names = sorted(
-        p.name for p in path.iterdir() if any((p / name).is_file() for name in (DIFFUSERS_INDEX, CONFIG_NAME))
-    )
+    names = sorted(below.name for below in path.iterdir() if _folder_of(below))
     return f". There is one in {', '.join(names)}" if names else ""
+
+
+def _files_of(path: Path) -> tuple[Path, ...]:
+    """What is to be read for a file: all the shards that an index names, or that one of them is of."""
+    if path.suffix.lower() == ".json":
+        if "weight_map" in read_json(path):
+            return _shards(path)
+        raise CheckpointError(f"{path} is JSON, not weights; give the folder that it lies in, or a file of weights")
+    if not (shard := SHARD.fullmatch(path.name)):
+        return (path,)
+    start, number, total, ending = shard.groups()
+    files = tuple(path.with_name(f"{start}{i:05}-of-{total}{ending}") for i in range(1, int(total) + 1))
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{path} is shard {int(number)} of {int(total)}, and {file.name} is missing beside it. Put it there"
+            )
+    return files or (path,)
 
 
 def find_twin(named: Path) -> Path | None:
@@ -169,6 +205,8 @@ def _original(path: Path) -> Layout:
         else:
             looked = f"looked for {named} and its .safetensors twin"
             missing[part] = f"{named.name} is missing; {looked}. Put the file there"
+    if "unet" in missing:
+        missing["unet"] += _near(path)
     return Layout(ORIGINAL, path, parts, missing, config)
 
 
@@ -178,15 +216,13 @@ def _diffusers(path: Path) -> Layout:
         folder = path / name
         if files := find_diffusers_weights(folder):
             half_files = find_diffusers_weights(folder, torch.float16)
-            parts[part] = Part(files, _json(folder / "config.json"), half_files)
+            schedule = _json(path / SCHEDULER_FILE) if part == "unet" else {}
+            parts[part] = Part(files, _json(folder / "config.json"), half_files, schedule)
         else:
             missing[part] = f"{folder} holds no weights, such as {_stem(part)}.safetensors. Put the file there"
     based_on = _json(path / DIFFUSERS_INDEX).get("_name_or_path")
     if "unet" in parts:
-        scheduler = _json(path / "scheduler" / "scheduler_config.json")
-        config = {**scheduler, **parts["unet"].config}  # it says what a UNet predicts
-        parts["unet"] = replace(parts["unet"], config=config)
-        based_on = based_on or config.get("_name_or_path")
+        based_on = based_on or parts["unet"].config.get("_name_or_path")
     return Layout(DIFFUSERS, path, parts, missing, None, str(based_on or ""))
 
 
@@ -200,7 +236,7 @@ def find_diffusers_weights(folder: Path, dtype: torch.dtype | None = None) -> tu
     dtype: what is wanted. The float16 variant is taken for float16, for any other only where it is all there is.
     """
     for ending in HALF_FIRST if dtype is torch.float16 else FULL_FIRST:
-        for stem in DIFFUSERS_STEMS:
+        for stem in STEMS:
             file = folder / (stem + ending)
             if file.is_file():
                 return _shards(file) if ending.endswith(".json") else (file,)
@@ -220,23 +256,17 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 def _single(path: Path, files: tuple[Path, ...], half_files: tuple[Path, ...] = ()) -> Layout:
     keys = [key for file in files for key in read_state_dict(file)]
-    config = _beside(files[0].parent)
     found = parts_in(keys)
+    configs = {part: config_beside(files[0], part) for part in found}
     missing = {
         part: f"{path} is {what_is(keys)}; expected a ModelScope {name}"
         for part, name in PARTS.items()
         if part not in found
     }
-    based_on = str(config.get("_name_or_path") or "")
-    parts = {part: Part(files, config, half_files) for part in found}
-    return Layout(SINGLE, path, parts, missing, None, based_on)
-
-
-def _beside(folder: Path) -> Mapping[str, Any]:
-    """What the JSON in a file's folder says of it, by the names of diffusers' config.json."""
-    if (folder / CONFIG_NAME).is_file():
-        return {"attention_head_dim": read_config(folder).unet.head_dim}
-    return _json(folder / "config.json")
+    based_on = next((str(name) for config in configs.values() if (name := config.get("_name_or_path"))), "")
+    schedules = {"unet": schedule_beside(files[0])}
+    parts = {part: Part(files, configs[part], half_files, schedules.get(part, {})) for part in found}
+    return Layout(SINGLE, path, parts, missing, None, based_on, files)
 
 
 def _json(path: Path) -> Mapping[str, Any]:
@@ -244,11 +274,11 @@ def _json(path: Path) -> Mapping[str, Any]:
 
 
 def names_of(layout: Layout) -> list[str]:
-    """What may tell which model this is: its name, that of a file's folder, and of the model it was made of."""
+    """What may tell which model this is: its name, those of a file and its folder, and of the model it was made of."""
     path = layout.path.absolute()
     names = [path.name]
     if layout.name == SINGLE:
-        names.append(path.parent.name)
+        names += [file.name for file in layout.files[:1] if path.is_dir()] + [path.parent.name]
     if path.parent.name == "snapshots":  # huggingface_hub keeps a repository's files in models--NAME/snapshots/REVISION
         names.append(path.parent.parent.name)
     return [*names, *([layout.based_on] if layout.based_on else [])]

@@ -30,6 +30,9 @@ INERT_GLOBALS = (
     ("_codecs", "encode"),
 )
 
+WEIGHT_SUFFIXES = (".safetensors", ".sft", ".pth", ".pt", ".bin", ".ckpt")  # of files; what they hold decides
+WRAPPINGS = 3  # dicts around the weights, such as {"state_dict": {"model": ...}}, that are unwrapped
+
 SAFE_TORCH = "2.6"  # before it, `weights_only=True` could be made to run code: CVE-2025-32434
 ZIP_OF_TORCH = b"/data.pkl"  # the first file in the archives that torch saves
 
@@ -95,28 +98,53 @@ def _inert_globals() -> Iterator[None]:
 
 
 def read_state_dict(path: str | Path) -> StateDict:
-    """The tensors of a .safetensors file or a torch pickle, memory-mapped, out of a `state_dict` wrapper if any.
+    """The tensors of safetensors or a torch pickle, memory-mapped; its first bytes tell which it is, not its name.
 
-    Raises CheckpointError, which says what the file is, where it holds no named tensors or cannot be read.
+    Out of a `state_dict` or another dict around them (`model`, `module`, `ema`, ...). Raises CheckpointError, which
+    says what the file is, where it holds no named tensors, several sets of them, or cannot be read.
     """
     path = Path(path)
     with path.open("rb") as file:
         start = file.read(256)
     try:
-        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        content = _read_safetensors(path) if is_safetensors(path) else _read_pickle(path)
     except CheckpointError:
         raise
     except Exception as error:  # on broken bytes an unpickler raises nearly anything
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             raise
         raise CheckpointError(f"{path} {_why_unreadable(path, start, str(error))}") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    tensors = _unwrapped(content, path)
     if not tensors:
         what = "a list, such as a LoRA in cloneofsimo's format" if isinstance(content, list) else "no named tensors"
         raise CheckpointError(f"{path} holds {what}; expected a checkpoint of named weights")
     return tensors
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as the safetensors format does: with the length of a header, and a header of JSON."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _unwrapped(content: Any, path: Path, wrappings: int = WRAPPINGS) -> StateDict:
+    """The named tensors in what was unpickled: its own, or those of the one dict in it that holds more of them."""
+    if not isinstance(content, dict) or wrappings < 0:
+        return {}
+    if isinstance(content.get("state_dict"), dict):
+        return _unwrapped(content["state_dict"], path, wrappings - 1)
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    dicts = {key: _unwrapped(value, path, wrappings - 1) for key, value in content.items() if isinstance(key, str)}
+    most = max(map(len, dicts.values()), default=0)
+    if most <= len(tensors):
+        return tensors
+    sets = [key for key, found in dicts.items() if 10 * len(found) >= most]  # a few tensors are random states and such
+    if len(sets) > 1:
+        raise CheckpointError(
+            f"{path} holds {len(sets)} sets of weights ({', '.join(sets)}); expected one. "
+            "Save the one you want in a file of its own"
+        )
+    return dicts[sets[0]]
 
 
 def read_files(files: Iterable[Path], device: torch.device | str | None = None) -> StateDict:
@@ -135,9 +163,6 @@ def _why_unreadable(path: Path, start: bytes, error: str) -> str:
     if what := next((what for signature, what in SIGNATURES if re.match(signature, start, re.DOTALL)), None):
         remedy = REMEDIES.get(what, "give a .safetensors, .pth, .bin or .ckpt file in its place")
         return f"is {what}, not weights; {remedy}"
-    ending = ".pth" if ZIP_OF_TORCH in start else ".safetensors" if start[8:10] == b'{"' else path.suffix
-    if (ending == ".safetensors") != (path.suffix == ".safetensors"):
-        return f"holds weights as {ending} files do; rename it to end in {ending}"
     size = path.stat().st_size
     return f"cannot be read ({size} bytes): it is damaged, cut short or no file of weights. Download it again."
 
@@ -160,6 +185,9 @@ def check_pickle(path: Path) -> None:
 def _read_pickle(path: Path) -> Any:
     check_pickle(path)
     with _inert_globals():
+        if path.suffix == ".safetensors":  # newer torch goes by that name, and would read it as safetensors
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 

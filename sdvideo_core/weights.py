@@ -32,12 +32,13 @@ LATENT_CHANNELS = 4  # of every autoencoder that shares ModelScope's latents
 
 PUBLISHED_INNER, PUBLISHED_HEAD_DIM = 512, 64  # of the first temporal transformer of every published model
 
-# Every block of an OpenCLIP text tower holds these.
-TEXT_BLOCK_KEYS = [
-    *(f"{norm}.{kind}" for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")),
-    *("attn.in_proj_weight", "attn.in_proj_bias", "attn.out_proj.weight", "attn.out_proj.bias"),
-    *(f"mlp.{layer}.{kind}" for layer in ("c_fc", "c_proj") for kind in ("weight", "bias")),
-]
+# Every block of an OpenCLIP text tower holds these, in shapes of so many times its width.
+TEXT_BLOCK = {
+    **{f"{norm}.{kind}": (1,) for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")},
+    **{"attn.in_proj_weight": (3, 1), "attn.in_proj_bias": (3,), "attn.out_proj.weight": (1, 1)},
+    **{"attn.out_proj.bias": (1,), "mlp.c_fc.weight": (4, 1), "mlp.c_fc.bias": (4,)},
+    **{"mlp.c_proj.weight": (1, 4), "mlp.c_proj.bias": (1,)},
+}
 
 
 def below(tensors: StateDict, mark: str) -> StateDict:
@@ -85,7 +86,7 @@ def unet_config(weights: StateDict, source: Path, head_dim: int | None = None) -
     if head_dim is None and inner != PUBLISHED_INNER:
         raise CheckpointError(
             f"{source} has not the size of the published models, and does not say how wide its attention heads are; "
-            "put the configuration.json or config.json that belongs to it beside it"
+            "put the configuration.json that belongs to it beside it"
         )
     head_dim = head_dim or PUBLISHED_HEAD_DIM
     return UNetConfig(
@@ -150,7 +151,7 @@ def text_config(weights: StateDict, source: Path) -> TextConfig:
         vocab_size, width = weights["token_embedding.weight"].shape
         context_length = weights["positional_embedding"].shape[0]
     layers = count(weights, "transformer.resblocks.")
-    blocks = [f"transformer.resblocks.{layer}.{key}" for layer in range(layers) for key in TEXT_BLOCK_KEYS]
+    blocks = [f"transformer.resblocks.{layer}.{key}" for layer in range(layers) for key in TEXT_BLOCK]
     refuse(source, [f"{key} is missing" for key in (*blocks, "ln_final.weight", "ln_final.bias") if key not in weights])
     return TextConfig(
         width=width,
@@ -159,3 +160,25 @@ def text_config(weights: StateDict, source: Path) -> TextConfig:
         context_length=context_length,
         vocab_size=vocab_size,
     )
+
+
+def text_shapes(config: TextConfig) -> dict[str, tuple[int, ...]]:
+    """What of a text tower runs, its penultimate block and what is before it, and the shapes of that."""
+    width = config.width
+    blocks = {
+        f"transformer.resblocks.{layer}.{key}": tuple(times * width for times in shape)
+        for layer in range(config.layers - 1)
+        for key, shape in TEXT_BLOCK.items()
+    }
+    tokens = {"token_embedding.weight": (config.vocab_size, width)}
+    ends = {
+        "positional_embedding": (config.context_length, width),
+        "ln_final.weight": (width,),
+        "ln_final.bias": (width,),
+    }
+    return tokens | ends | blocks
+
+
+def open_clip_weights(tensors: StateDict) -> StateDict:
+    """All tensors of an OpenCLIP model, the image tower too if it is there; none of one in transformers' format."""
+    return below(tensors, TEXT_MARK)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...sdvideo_core import checkpoint
 from ...sdvideo_core.config import TextConfig
-from ...sdvideo_core.layouts import PARTS, SINGLE, find_layout
+from ...sdvideo_core.layouts import PARTS, find_layout
 from ...sdvideo_core.vae import AutoencoderKL
 
 # What ComfyUI's autoencoder wants to be told beside the fields of VAEConfig.
@@ -37,13 +37,12 @@ Encoders = tuple[comfy.sd.CLIP | ExecutionBlocker, comfy.sd.VAE | ExecutionBlock
 
 
 def load_encoders(model: Path, clip: Path, vae: Path) -> Encoders:
-    """CLIP and VAE for a model's UNet; of a UNet's file alone, with none from elsewhere, outputs that cannot be used.
+    """CLIP and VAE for a model's UNet; where it has none, and none comes from elsewhere, outputs that cannot be used.
 
     Raises unless they fit the UNet. Stock loaders may take the place of an output that is not used.
     """
     layout = find_layout(model)
-    alone = {part for part in layout.missing if layout.name == SINGLE and "unet" in layout.parts}
-    missing = {part for part, place in (("text encoder", clip), ("vae", vae)) if place == model and part in alone}
+    missing = {part for part, place in (("text encoder", clip), ("vae", vae)) if place == model} & layout.missing.keys()
     places = {"unet": model, "vae": vae, "text encoder": clip}
     found = {part: checkpoint.read_network(places[part], part, "meta").config for part in places.keys() - missing}
     checkpoint.check_parts(found["unet"], found.get("vae"), found.get("text encoder"), model)

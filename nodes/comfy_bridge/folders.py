@@ -14,7 +14,9 @@ from comfy.cli_args import args
 from ...sdvideo_core.config import ModelConfig
 from ...sdvideo_core.configuration import CONFIG_NAME
 from ...sdvideo_core.demo import EXAMPLES, demo_model
-from ...sdvideo_core.layouts import DIFFUSERS_INDEX
+from ...sdvideo_core.layouts import DIFFUSERS_INDEX, SHARD
+from ...sdvideo_core.part_config import STEMS
+from ...sdvideo_core.state_dict import WEIGHT_SUFFIXES
 from ...sdvideo_core.video_io import is_sequence, natural_order
 
 MODEL_FOLDER = "text2video"
@@ -24,7 +26,7 @@ ROOT = "."  # what a model right in models/text2video was called, as older workf
 DEPTHS = ("", "*/", "*/*/")
 # What a folder holds that is a model as a whole; other files of weights are models of their own.
 MODEL_MARKS = (CONFIG_NAME, DIFFUSERS_INDEX, "unet/config.json", "text2video_pytorch_model.*")
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+SHARD_MARKS = tuple(f"{stem}.*index*.json" for stem in STEMS)  # of a part whose weights are several files
 PART_STEMS = {Path(name).stem for name in (ModelConfig.unet_file, ModelConfig.vae_file, ModelConfig.text_file)}
 
 OWN = "the model's own"
@@ -43,11 +45,14 @@ def model_directories() -> dict[str, Path]:
     """
     found, roots = {}, []
     for root in map(Path, reversed(folder_paths.get_folder_paths(MODEL_FOLDER))):
-        folders = set(_model_folders(root))
-        files = (path for depth in DEPTHS for suffix in WEIGHT_SUFFIXES for path in root.glob(f"{depth}*{suffix}"))
+        folders = set(_folders_with(root, MODEL_MARKS))
+        sharded = set(_folders_with(root, SHARD_MARKS))
+        folders |= {folder for folder in sharded if (folders - {root}).isdisjoint(folder.parents)}
+        below = (path for depth in DEPTHS for path in root.glob(f"{depth}*"))
+        files = (path for path in below if path.suffix.lower() in WEIGHT_SUFFIXES and path.is_file())
         # A model right in the root owns its three files there, not what else lies beside them.
         alone = {path for path in files if (folders - {root}).isdisjoint(path.parents)}
-        alone -= {path for path in alone if root in folders and path.parent == root and path.stem in PART_STEMS}
+        alone -= {path for path in alone if root in folders and path.parent == root and _is_part(path)}
         found |= {path.relative_to(root).as_posix(): path for path in (folders | alone) - {root}}
         roots += folders & {root}
     found |= {ROOT if root.name in found else root.name: root for root in roots}
@@ -57,9 +62,13 @@ def model_directories() -> dict[str, Path]:
     return found
 
 
-def _model_folders(root: Path) -> Iterator[Path]:
+def _is_part(path: Path) -> bool:
+    return path.stem in PART_STEMS or bool(SHARD.fullmatch(path.name))
+
+
+def _folders_with(root: Path, marks: tuple[str, ...]) -> Iterator[Path]:
     for depth in DEPTHS:
-        for mark in MODEL_MARKS:
+        for mark in marks:
             yield from (path.parents[mark.count("/")] for path in root.glob(depth + mark))
 
 

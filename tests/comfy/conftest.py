@@ -54,9 +54,11 @@ def unet_alone(comfy_demo: Path) -> Iterator[Path]:
     """A UNet's file alone, with the JSON that says how wide the heads of so small a model are."""
     folder = comfy_demo.parent / "alone"
     folder.mkdir()
-    shutil.copyfile(next(comfy_demo.glob("text2video_pytorch_model.*")), folder / "unet.pth")
-    (folder / "config.json").write_text(json.dumps({"attention_head_dim": DEMO_UNET.head_dim}))
-    yield folder / "unet.pth"
+    file = folder / "diffusion_pytorch_model.pth"  # only beside such a name a config.json counts
+    shutil.copyfile(next(comfy_demo.glob("text2video_pytorch_model.*")), file)
+    config = {"_class_name": "UNet3DConditionModel", "attention_head_dim": DEMO_UNET.head_dim}
+    (folder / "config.json").write_text(json.dumps(config))
+    yield file
     shutil.rmtree(folder)  # other tests list these models
 
 

@@ -13,16 +13,18 @@ from sdvideo_core.convert import convert
 from sdvideo_core.state_dict import read_state_dict
 from tests.unit.small_model import save_diffusers, their_model
 
+ENDINGS = ["a.bin", "b.sft", "c.SAFETENSORS", "d.ckpt", "e.pt"]
+LONE = "lone/diffusion_pytorch_model.safetensors"
 WAYS = {
     "original": ("zeroscope_v2_576w", {}),
     "diffusers": ("family/checkpoint-100", {}),
-    "UNet alone": ("lone/unet.safetensors", {"vae": "family/checkpoint-100", "clip": "zeroscope_v2_576w"}),
+    "UNet alone": (LONE, {"vae": "family/checkpoint-100", "clip": "zeroscope_v2_576w"}),
     "files of ComfyUI's folders": (
-        "lone/unet.safetensors",
+        LONE,
         {"vae": "vae/one.safetensors", "clip": "text_encoders/one.bin"},
     ),
     "Stable Diffusion 2 checkpoint": (
-        "lone/unet.safetensors",
+        LONE,
         {"vae": "checkpoints/sd2.safetensors", "clip": "checkpoints/sd2.safetensors"},
     ),
 }
@@ -32,12 +34,13 @@ WAYS = {
 def models(comfy_base):
     """The same weights in every way."""
     root = comfy_base / "models" / "text2video"
-    diffusers = save_diffusers(root / "family" / "checkpoint-100", their_model())
+    parts = their_model()
+    diffusers = save_diffusers(root / "family" / "checkpoint-100", parts)
     original = root / "zeroscope_v2_576w"
     convert(diffusers, original, "modelscope")
     (root / "lone").mkdir()
-    convert(original, root / "lone" / "unet.safetensors", "safetensors")
-    (root / "lone" / "config.json").write_text('{"attention_head_dim": 16}')
+    convert(original, root / LONE, "safetensors")
+    shutil.copyfile(diffusers / "unet" / "config.json", root / "lone" / "config.json")
     for folder in ("vae", "text_encoders", "checkpoints"):
         (comfy_base / "models" / folder).mkdir(exist_ok=True)
     shutil.copyfile(
@@ -47,6 +50,14 @@ def models(comfy_base):
     vae, text = (read_state_dict(original / name) for name in (ModelConfig.vae_file, ModelConfig.text_file))
     text = {f"cond_stage_model.model.{key}": value.clone() for key, value in text.items()}
     save_file(vae | text, comfy_base / "models/checkpoints/sd2.safetensors")
+    shutil.copytree(diffusers, root / "family" / "without_vae", ignore=shutil.ignore_patterns("vae"))
+    (root / "zs2_XL").mkdir()
+    for name in ("configuration.json", ModelConfig.unet_file):
+        shutil.copyfile(original / name, root / "zs2_XL" / name)
+    parts["unet"].save_pretrained(root / "sharded", max_shard_size="1MB")
+    (root / "endings").mkdir()
+    for name in ENDINGS:
+        (root / "endings" / name).touch()
     eighth = shutil.copytree(diffusers, root / "fp8")
     for part in ("unet", "text_encoder", "vae"):
         [file] = (eighth / part).glob("*.safetensors")
@@ -108,11 +119,17 @@ def load_in_comfy(ways):
         found[name] = calls.call("SDVideoVAEDecode", {"samples": samples}, loaded[2])[0]
         found[f"log of {name}"] = [line for line in logged if line.startswith("SDVideo:")]
     found["info"] = calls.call("SDVideoModelScopeLoader", "zeroscope_v2_576w")[3]
-    model, clip, vae = calls.load("lone/unet.safetensors")
+    model, clip, vae = calls.load(LONE)
     found["blocked"] = [clip.message, vae.message]
+    clip, vae = calls.load("zs2_XL")[1:]
+    found["blocked of a folder"] = [clip.message, vae.message]
+    clip, vae = calls.load("family/without_vae")[1:]
+    found["blocked of a folder of diffusers"] = [type(clip).__name__, vae.message]
+    found["sharded"] = calls.load("sharded")[0].model.diffusion_model.out[2].weight
+    found["whole"] = calls.load(LONE)[0].model.diffusion_model.out[2].weight
     samples = calls.sample(model, calls.encode(calls.load("zeroscope_v2_576w")[1]), calls.empty(), cfg=3.0)
     found["UNet with stock loaders"] = samples
-    old = model_directory("lone/unet.safetensors").parents[1] / "text2video_pytorch_model.pth"
+    old = model_directory(LONE).parents[1] / "text2video_pytorch_model.pth"
     old.touch()  # where the pack of 2024 had it
     found["named by its file"] = model_directory(old.name).name
     old.unlink()
@@ -121,7 +138,7 @@ def load_in_comfy(ways):
         ("wrong vae", {"vae": "text_encoders/one.bin"}),
     ):
         try:
-            calls.load("lone/unet.safetensors", **parts)
+            calls.load(LONE, **parts)
         except (FileNotFoundError, ValueError) as error:
             found["errors"][name] = str(error)
     return found
@@ -133,7 +150,7 @@ def found(in_comfy, models):
 
 
 def test_folders_and_files_are_listed_and_their_parts_are_not(found):
-    names = {"zeroscope_v2_576w", "family/checkpoint-100", "lone/unet.safetensors", "fp8", "fp8_as_fp16"}
+    names = {"zeroscope_v2_576w", "family/checkpoint-100", LONE, "fp8", "fp8_as_fp16"}
     assert names <= set(found["listed"])
     assert not [name for name in found["listed"] if name.endswith((".safetensors", ".pth")) and name not in names]
 
@@ -176,17 +193,38 @@ def test_a_length_far_from_training_is_warned_of_where_the_name_tells_the_model(
 
 def test_the_loader_tells_what_the_model_is(found):
     assert found["info"].startswith(
-        "ZeroScope v2 576w, by its name. Trained on 576x320, 24 frames. Suggested: 50 steps"
+        "ZeroScope v2 576w, by its name. Trained on 576x320, 24 frames (huggingface.co/cerspense/zeroscope_v2_576w). "
+        "Suggested: 50 steps, cfg 9, 8 frames per second (the defaults of ModelScope's pipeline)."
     )
 
 
 def test_a_unet_alone_is_a_model_and_its_missing_parts_say_where_they_may_come_from(found):
+    name = Path(LONE).name
     assert found["blocked"] == [
-        f"unet.safetensors has no {part}; choose where it comes from at {widget} of Load ModelScope Video Model, or "
+        f"{name} has no {part}; choose where it comes from at {widget} of Load ModelScope Video Model, or "
         "connect a stock loader"
         for part, widget in (("OpenCLIP text tower", "clip"), ("autoencoder", "vae"))
     ]
     assert torch.isfinite(found["UNet with stock loaders"]).all()
+
+
+def test_a_folder_without_a_part_is_a_model_just_as_well(found):
+    remedy = "of Load ModelScope Video Model, or connect a stock loader"
+    assert found["blocked of a folder"] == [
+        f"zs2_XL has no OpenCLIP text tower; choose where it comes from at clip {remedy}",
+        f"zs2_XL has no autoencoder; choose where it comes from at vae {remedy}",
+    ]
+    vae = f"without_vae has no autoencoder; choose where it comes from at vae {remedy}"
+    assert found["blocked of a folder of diffusers"] == ["CLIP", vae]
+
+
+def test_a_unet_in_shards_is_listed_as_its_folder(found):
+    assert [name for name in found["listed"] if name.startswith("sharded")] == ["sharded"]
+    assert torch.equal(found["sharded"], found["whole"])
+
+
+def test_files_of_every_ending_are_listed(found):
+    assert [name for name in found["listed"] if name.startswith("endings")] == [f"endings/{name}" for name in ENDINGS]
 
 
 def test_a_unet_right_in_the_models_folder_goes_by_the_name_older_graphs_have(found):

@@ -170,9 +170,10 @@ def bad_files(server, comfy_demo, example_frames):
     save_pictures(pictures / "mixed", [(64, 64), (64, 64), (64, 80)])
     nan = torch.full((4, 4, 8, 8), float("nan"))
     save_file({"latent_tensor": nan, "latent_format_version_0": torch.zeros(0)}, pictures / "nan.latent")
-    for name in ("no_vae", "animatediff"):
+    for name in ("no_vae", "no_unet", "animatediff"):
         shutil.copytree(comfy_demo, models / name)
     (models / "no_vae" / "VQGAN_autoencoder.pth").unlink()
+    (models / "no_unet" / "text2video_pytorch_model.pth").unlink()
     motion = {"down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": torch.ones(32)}
     save_file(motion, models / "animatediff" / "text2video_pytorch_model.safetensors")
 
@@ -237,14 +238,23 @@ BAD_INPUTS = {
         r"\(node decode\) failed: FloatingPointError: the latents hold NaN or infinity; sample again",
     ),
     "missing weights": (
-        change(GRAPH, "loader", model="no_vae"),
-        r"\(node loader\) failed: FileNotFoundError: VQGAN_autoencoder\.pth is missing; looked for .*no_vae",
+        change(GRAPH, "loader", model="no_unet"),
+        r"\(node loader\) failed: FileNotFoundError: text2video_pytorch_model\.pth is missing; looked for .*no_unet",
     ),
     "UNet of another kind": (
         change(GRAPH, "loader", model="animatediff"),
         r"\(node loader\) failed: .*animatediff/text2video_.*\.safetensors is an AnimateDiff motion module; expected",
     ),
 }
+
+
+def test_a_part_that_the_model_lacks_is_named_where_it_is_used(server, bad_files):
+    prompt_id = server.queue(change(GRAPH, "loader", model="no_vae"))
+    data = server.wait_for(prompt_id, "execution_error")
+    assert data["node_id"] == "decode"
+    message = "Execution Blocked: no_vae has no autoencoder; choose where it comes from at vae of Load ModelScope Video"
+    assert data["exception_message"].startswith(message)
+    server.wait(prompt_id)  # the UNet and the text encoder did their work
 
 
 @pytest.mark.parametrize("what", BAD_INPUTS)

@@ -51,7 +51,7 @@ def train_in_comfy(graph, workflow, path):
     half = {**train, "steps": 1, "mixed_precision": "bf16", "gradient_accumulation": 2, "train_only": "temporal"}
     temporal, _, second = calls.call("SDVideoTrainLoRA", "demo", dataset, **half)
     parts = {"vae": "demo", "clip": "demo"}
-    from_parts, *_ = calls.call("SDVideoTrainLoRA", "alone/unet.pth", dataset, **train, **parts)
+    from_parts, *_ = calls.call("SDVideoTrainLoRA", "alone/diffusion_pytorch_model.pth", dataset, **train, **parts)
 
     (by_weights,) = calls.call(LoraModelLoader, model, lora, 1.0)
     (by_file,) = nodes.LoraLoaderModelOnly().load_lora_model_only(model, name, 1.0)

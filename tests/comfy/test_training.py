@@ -200,8 +200,8 @@ BAD_INPUTS = {
         r"\(node train\) failed: FileNotFoundError: model 'gone' is not in .*found .*demo",
     ),
     "model without its own autoencoder and text encoder": (
-        change(GRAPH, "train", model="alone/unet.pth", vae="demo"),
-        r"\(node train\) failed: .*CheckpointError: .*unet\.pth is a ModelScope UNet; expected a ModelScope OpenCLIP "
+        change(GRAPH, "train", model="alone/diffusion_pytorch_model.pth", vae="demo"),
+        r"\(node train\) failed: .*CheckpointError: .*_model\.pth is a ModelScope UNet; expected a ModelScope OpenCLIP "
         r"text tower, or take the text encoder from another file or model: .*clip in the node",
     ),
     "part outside its folder": (

@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from sdvideo_core.checkpoint import LOADERS
 from sdvideo_core.config import ModelConfig, TextConfig, UNetConfig, VAEConfig
+from sdvideo_core.configuration import CONFIG_NAME, configuration
 
 Weights = dict[str, Tensor]
 THEIR_FILES = {
@@ -70,7 +71,8 @@ def save_diffusers(folder: Path, parts: dict[str, Any], **options: Any) -> Path:
     """Saves the parts as diffusers and transformers do; options are those of save_pretrained."""
     for name, module in parts.items():
         module.save_pretrained(folder / name, **options)
-    DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1).save_pretrained(folder / "scheduler")
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    DDIMScheduler(**betas, steps_offset=1).save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "TextToVideoSDPipeline"}))
     return folder
 
@@ -96,8 +98,13 @@ def assert_same(path: Path, loaded: dict[str, Weights], parts=tuple(LOADERS)) ->
         assert [key for key in found if not torch.equal(found[key], loaded[part][key])] == []
 
 
+def say_heads(folder: Path) -> None:
+    """Writes the JSON that says how wide the heads of so small a UNet are."""
+    (folder / CONFIG_NAME).write_text(json.dumps(configuration(ModelConfig(unet=UNET))))
+
+
 def put_beside_nothing(original_dir: Path, tmp_path: Path, name: str = "zeroscope_v1_320s.pth") -> Path:
     """A UNet's file alone, with the JSON that says how wide the heads of so small a model are."""
     shutil.copyfile(original_dir / ModelConfig.unet_file, tmp_path / name)
-    (tmp_path / "config.json").write_text(json.dumps({"attention_head_dim": 16}))
+    say_heads(tmp_path)
     return tmp_path / name

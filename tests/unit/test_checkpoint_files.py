@@ -72,17 +72,53 @@ def test_what_is_no_weights_is_named(tmp_path, kind, suffix):
         read_state_dict(path)
 
 
-@pytest.mark.parametrize(
-    ("save", "suffix", "ending"), [(save_file, ".ckpt", ".safetensors"), (torch.save, ".safetensors", ".pth")]
-)
-def test_weights_under_another_ending_are_to_be_renamed(tmp_path, save, suffix, ending):
+def save_legacy(weights: dict[str, torch.Tensor], path: Path) -> None:
+    torch.save(weights, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize("save", [save_file, torch.save, save_legacy])
+@pytest.mark.parametrize("suffix", [".safetensors", ".SAFETENSORS", ".sft", ".ckpt", ".bin", ".pth", ""])
+def test_what_a_file_holds_tells_how_to_read_it_and_not_its_ending(tmp_path, save, suffix):
     path = tmp_path / f"a_model_with_a_name_that_is_as_long_as_those_of_published_files_are{suffix}"
     save(WEIGHTS, path)
-    with pytest.raises(
-        CheckpointError, match=exactly(f"{path} holds weights as {ending} files do; rename it to end in {ending}")
-    ):
-        read_state_dict(path)
-    assert read_state_dict(path.rename(path.with_suffix(ending))).keys() == WEIGHTS.keys()
+    assert torch.equal(read_state_dict(path)["a"], WEIGHTS["a"])
+
+
+WRAPPED = {
+    "state_dict": ({"state_dict": WEIGHTS, "epoch": 3}, ""),
+    "one of two, by Lightning's name": ({"state_dict": WEIGHTS, "ema": {"b": torch.ones(2)}}, ""),
+    "model": ({"model": WEIGHTS}, ""),
+    "module": ({"module": WEIGHTS, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}}, ""),
+    "ema": ({"ema": {**WEIGHTS, "c": torch.ones(1)}, "step": torch.tensor(5)}, ""),
+    "unet": ({"unet": {"state_dict": WEIGHTS}}, ""),
+    "beside random states": (
+        {"model": {**WEIGHTS, **{str(i): torch.ones(1) for i in range(30)}}, "rng": {"cpu": torch.ones(2)}},
+        "",
+    ),
+    "bare, beside a dict": ({**WEIGHTS, "meta": {"b": torch.ones(2)}}, ""),
+    "two": ({"model": WEIGHTS, "ema": WEIGHTS}, "holds 2 sets of weights (model, ema); expected one. Save the one you"),
+    "numbered": ({"state": {0: torch.ones(2)}}, "holds no named tensors; expected a checkpoint of named weights"),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_weights_come_out_of_the_dicts_that_tools_put_around_them(tmp_path, name):
+    (content, message), path = WRAPPED[name], tmp_path / "model.pth"
+    torch.save(content, path)
+    if message:
+        with pytest.raises(CheckpointError, match=f"^{re.escape(f'{path} {message}')}"):
+            read_state_dict(path)
+    else:
+        assert torch.equal(read_state_dict(path)["a"], WEIGHTS["a"])
+        assert "b" not in read_state_dict(path)
+
+
+def test_a_dict_within_itself_is_no_end(tmp_path):
+    content = {"a": 1}
+    content["state_dict"] = content
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match="holds no named tensors"):
+        read_state_dict(tmp_path / "model.pth")
 
 
 @pytest.mark.parametrize("version", ["2.4.0", "2.5.1+cu121"])

@@ -46,6 +46,15 @@ def test_published_names_are_known(name, expected):
     assert (family.name if family else None) == expected
 
 
+def test_settings_that_are_modelscopes_name_its_pipeline_and_others_do_not():
+    """Cards of other models tell what they were trained on, not steps, guidance or frame rate."""
+    for family in FAMILIES:
+        has_defaults = (family.steps, family.guidance_scale, family.fps) == (50, 9.0, 8)
+        assert has_defaults == family.settings_source.startswith("the defaults of ModelScope's pipeline")
+        assert (family.denoise is not None) == ("denoise" in family.settings_source)
+        assert "50" not in family.source and "denoise" not in family.source
+
+
 def test_every_family_has_a_name_and_a_source():
     assert {name for _, name in NAMES if name} == {family.name for family in FAMILIES if family.pattern}
     assert all(family.source and family.width % 8 == family.height % 8 == 0 for family in FAMILIES)
@@ -83,8 +92,8 @@ def test_info_and_warnings_know_the_demo_model():
     report = inspect(demo_model())
     assert report["family"] == "SDVideo's demo model"
     assert report["trained"] == {"width": 96, "height": 96, "num_frames": 16, "source": "docs/demo-model.md"}
-    assert report["suggested"] == {"steps": 25, "guidance_scale": 2.0, "fps": 8}
-    assert summary(DEMO).startswith("SDVideo's demo model, by the size of its UNet. Trained on 96x96, 16 frames.")
+    assert report["suggested"] == {"steps": 25, "guidance_scale": 2.0, "fps": 8, "source": "docs/demo-model.md"}
+    assert summary(DEMO).startswith("SDVideo's demo model, by the size of its UNet. Trained on 96x96, 16 frames (docs")
     assert far_from_training(DEMO, 96, 96, 16) is None
     assert "is asked for 256x256 pixels, trained on 96x96" in far_from_training(DEMO, 256, 256, 16)
 
@@ -129,7 +138,8 @@ def test_info_tells_the_family_and_settings(zeroscope, capsys):
     assert report["family"] == "ZeroScope v2 576w"
     trained = report["trained"]
     assert (trained["width"], trained["height"], trained["num_frames"]) == (576, 320, 24)
-    assert report["suggested"] == {"steps": 50, "guidance_scale": 9.0, "fps": 8}
+    settings = {"steps": 50, "guidance_scale": 9.0, "fps": 8, "source": "the defaults of ModelScope's pipeline"}
+    assert report["suggested"] == settings
     assert main(["info", str(zeroscope)]) == 0
     text = capsys.readouterr().out
     assert "\n  family: ZeroScope v2 576w\n  trained: width 576, height 320, num_frames 24, source " in text
@@ -138,8 +148,12 @@ def test_info_tells_the_family_and_settings(zeroscope, capsys):
 
 
 def test_a_summary_is_for_people():
-    assert "denoise 0.66 to 0.85. Source: huggingface.co/" in summary(family_of(["zeroscope_v2_XL"]))
-    assert "Trained on 1024x576, a length that nobody tells." in summary(family_of(["potat1"]))
+    assert summary(family_of(["zeroscope_v2_576w"])).endswith(
+        "Trained on 576x320, 24 frames (huggingface.co/cerspense/zeroscope_v2_576w). Suggested: 50 steps, cfg 9, "
+        "8 frames per second (the defaults of ModelScope's pipeline)."
+    )
+    assert "denoise 0.66 to 0.85 (the defaults of ModelScope's pipeline; denoise," in summary(family_of(["zs2_XL"]))
+    assert "Trained on 1024x576, a length that nobody tells (" in summary(family_of(["potat1"]))
     assert summary(None).startswith("Which model this is cannot be told from its name.")
 
 

@@ -28,6 +28,7 @@ from tests.unit.small_model import (
     put_beside_nothing,
     renamed,
     save_diffusers,
+    say_heads,
 )
 
 UNET_FILE, VAE_FILE, TEXT_FILE = ModelConfig.unet_file, ModelConfig.vae_file, ModelConfig.text_file
@@ -245,7 +246,7 @@ def test_a_unet_alone(original_dir, loaded, tmp_path, form):
 
 def test_a_unet_alone_under_the_names_of_diffusers(diffusers_dir, loaded, tmp_path):
     file = Path(shutil.copyfile(diffusers_dir / THEIR_FILES["unet"], tmp_path / "zs.safetensors"))
-    (tmp_path / "configuration.json").write_text('{"model": {"model_cfg": {"unet_head_dim": 16}}}')
+    say_heads(tmp_path)
     assert_same(file, loaded, ["unet"])
 
 
@@ -253,7 +254,7 @@ def test_original_files_without_a_json(original_dir, loaded, tmp_path):
     folder = shutil.copytree(original_dir, tmp_path / "zs2_XL")
     without_json(folder / UNET_FILE)
     assert_same(folder, loaded, ["vae", "text encoder"])
-    message = "does not say how wide its attention heads are; put the configuration.json or config.json .* beside it$"
+    message = "does not say how wide its attention heads are; put the configuration.json that belongs to it beside it$"
     with pytest.raises(CheckpointError, match=message):
         load_unet(folder)
 

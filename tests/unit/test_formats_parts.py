@@ -94,6 +94,16 @@ def test_a_unet_alone_says_what_to_name(original_dir, tmp_path):
         SDVideo(file, vae=original_dir)
 
 
+def test_all_parts_are_looked_for_before_gigabytes_are_read(original_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("sdvideo_core.pipeline.load_unet", lambda *_: pytest.fail("the UNet was read"))
+    file = put_beside_nothing(original_dir, tmp_path)
+    for named, part in (({}, "autoencoder"), ({"vae": original_dir}, "text tower"), ({"vae": file}, "autoencoder")):
+        with pytest.raises(CheckpointError, match=rf"expected a ModelScope .*{part}, or take"):
+            SDVideo(file, **named)
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        SDVideo(original_dir, text_encoder=tmp_path / "nowhere")
+
+
 def test_parts_are_never_taken_from_another_model_by_themselves(original_dir, tmp_path):
     shutil.copytree(original_dir, tmp_path / "whole")
     folder = shutil.copytree(original_dir, tmp_path / "without")
@@ -125,7 +135,11 @@ OTHER_CONFIGS = [
     ),
     ("vae/config.json", {"scaling_factor": 0.5}, r"is the autoencoder of another model, which scales latents by 0\.5"),
     ("text_encoder/config.json", {"hidden_act": "quick_gelu"}, "has quick_gelu activations; expected gelu"),
-    ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "predicts 'v_prediction'; only models"),
+    (
+        "scheduler/scheduler_config.json",
+        {"prediction_type": "v_prediction"},
+        "has prediction_type 'v_prediction' where",
+    ),
     ("unet/config.json", {"attention_head_dim": "wide"}, "has attention_head_dim 'wide' in its config.json"),
 ]
 

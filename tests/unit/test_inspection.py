@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from sdvideo_core.checkpoint import CheckpointError
+from sdvideo_core.checkpoint import CheckpointError, load_text_encoder
 from sdvideo_core.cli import main
 from sdvideo_core.config import ModelConfig
 from sdvideo_core.demo.untrained import make_demo_model
 from sdvideo_core.inspection import describe, inspect
-from sdvideo_core.lora_files import describe_lora
+from sdvideo_core.lora_files import describe_lora, read_lora
+from sdvideo_core.state_dict import read_state_dict
 from sdvideo_core.video_io import save_gif, save_mp4, save_pngs, save_webp
+from sdvideo_core.weights import text_shapes
 
 UNET, VAE, TEXT = ModelConfig.unet_file, ModelConfig.vae_file, ModelConfig.text_file
 PARTS = {"unet": UNET, "vae": VAE, "text encoder": TEXT}
@@ -145,6 +148,55 @@ def test_lora_is_described(tmp_path):
     assert report["layout"] is None
     assert report == report | describe_lora(tmp_path / "lora.safetensors")
     assert report["tensors"] == 2
+
+
+def test_what_is_wrong_with_a_lora_is_a_problem(tmp_path, capsys):
+    path, name = tmp_path / "lora.safetensors", "lora_unet_input_blocks_0_1_proj_in"
+    save_file({f"{name}.lora_down.weight": torch.zeros(4, 320)}, path)
+    report = inspect(path)
+    assert report["is"] == "a LoRA"
+    with pytest.raises(CheckpointError) as caught:
+        read_lora(path)
+    assert report["problems"] == [str(caught.value)]
+    assert f"{name}.lora_up.weight is missing" in report["problems"][0]
+    assert main(["info", str(path)]) == 1
+    assert "lora_up.weight is missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("save", "content"),
+    [(save_file, {}), (torch.save, {}), (torch.save, []), (torch.save, [torch.ones(2, 2)] * 3)],
+)
+def test_a_lora_that_cannot_be_read_is_told_as_when_it_is_loaded(tmp_path, save, content):
+    path = tmp_path / f"lora{'.safetensors' if save is save_file else '.pt'}"
+    save(content, path)
+    with pytest.raises(CheckpointError) as loading:
+        read_lora(path)
+    with pytest.raises(CheckpointError) as telling:
+        inspect(path)
+    assert str(telling.value) == str(loading.value)
+
+
+@pytest.mark.parametrize("form", ["original", "diffusers"])
+def test_each_file_is_read_once_and_without_open_clip(original_dir, diffusers_dir, monkeypatch, form):
+    read = []
+
+    def counted(path):
+        read.append(path)
+        return read_state_dict(path)
+
+    monkeypatch.setattr("sdvideo_core.state_dict.read_state_dict", counted)
+    monkeypatch.delitem(sys.modules, "sdvideo_core.text_encoder", raising=False)
+    monkeypatch.setitem(sys.modules, "open_clip", None)  # which takes seconds to import
+    monkeypatch.setitem(sys.modules, "open_clip.tokenizer", None)
+    report = inspect(original_dir if form == "original" else diffusers_dir)
+    assert (list(report["parts"]), report["problems"]) == (list(PARTS), [])
+    assert len(read) == len(set(read)) == 3
+
+
+def test_the_shapes_of_a_text_tower_are_those_of_open_clips(demo_model_dir):
+    config, expected = load_text_encoder(demo_model_dir).config, load_text_encoder(demo_model_dir).state_dict()
+    assert text_shapes(config) == {key: tuple(value.shape) for key, value in expected.items()}
 
 
 CLIPS = {
