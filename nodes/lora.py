@@ -15,14 +15,24 @@ class SDVideoLoRALoader(io.ComfyNode):
             display_name="Load Video LoRA",
             category="SDVideo",
             description="Applies a LoRA to a ModelScope video model, in any format that LoRAs for it come in. "
-            "ComfyUI's console tells which layers were applied and what of the file was not used.",
-            search_aliases=["lora", "stable_lora", "motiondirector", "mcm", "t2v-turbo", "peft", "cloneofsimo"],
+            "The output info and ComfyUI's console tell which layers were applied and what of the file was not used.",
+            search_aliases=[
+                "lora",
+                "stable_lora",
+                "motiondirector",
+                "mcm",
+                "t2v-turbo",
+                "peft",
+                "cloneofsimo",
+                "加载LoRA",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="A model of Load ModelScope Video Model, with LoRAs or without."),
                 io.Combo.Input(
                     "lora_name",
                     options=lora_names(),
-                    tooltip="File in models/loras: kohya, PEFT, diffusers, stable_lora, webui or cloneofsimo format.",
+                    tooltip="File in models/loras: kohya, PEFT, diffusers, stable_lora, webui or cloneofsimo format; "
+                    "demo_few_steps comes with SDVideo and makes the model demo draw in 4 steps.",
                 ),
                 _strength("strength_model", "How strongly the LoRA changes the video model. 0 leaves it as it is."),
                 _strength("strength_clip", "The same for the text encoder; many LoRAs have no part for it."),
@@ -31,6 +41,11 @@ class SDVideoLoRALoader(io.ComfyNode):
             outputs=[
                 io.Model.Output(tooltip="The model with the LoRA."),
                 io.Clip.Output(tooltip="The text encoder with the LoRA."),
+                io.String.Output(
+                    "info",
+                    display_name="info",
+                    tooltip="Which layers were applied, what of the file was not used, and how to sample with it.",
+                ),
             ],
         )
 

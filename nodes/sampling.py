@@ -27,7 +27,7 @@ class SDVideoDDIMSampler(io.ComfyNode):
             category="SDVideo",
             description="Samples a video by DDIM, with the timesteps these models were published with. "
             "The same seed gives the same video as the Python API. Stock samplers work as well.",
-            search_aliases=["ksampler", "sample video", "ddim"],
+            search_aliases=["ksampler", "sample video", "ddim", "denoise", "video to video", "采样器", "视频生视频"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that denoises."),
                 io.Conditioning.Input("positive", tooltip="What the video shows."),

@@ -7,7 +7,7 @@ x0 is what the predicted noise implies. Sampling applies it, adds fresh noise do
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,11 +16,13 @@ import safetensors
 import torch
 from torch import Generator, Tensor
 
-from .guidance import EpsModel
+from .guidance import EpsModel, ScaleAt
+from .lora_peft import FOLDER_STEMS
 from .sampler import Sampler, Steps, draw_noise
 from .schedule import NoiseSchedule, last_steps
 
 SIGMA_DATA = 0.5
+USUAL_STEPS = 8  # few-step models are made for 4 to so many
 Number = TypeVar("Number", float, Tensor)
 
 # Key of a few-step LoRA's metadata -> field of LCM, and what reads its text.
@@ -78,14 +80,28 @@ class LCM(Sampler):
 
     @classmethod
     def from_file(cls, path: str | Path) -> LCM | None:
-        """What a few-step LoRA was made for; None where its file does not say, as only SDVideo's trainer writes it."""
+        """What a few-step LoRA, a file or a folder, was made for; None where it does not say.
+
+        Only SDVideo's trainer writes it. Raises ValueError where what it says is no number.
+        """
         path = Path(path)
-        if path.suffix != ".safetensors" or not path.is_file():
+        files = [path / f"{stem}.safetensors" for stem in FOLDER_STEMS] if path.is_dir() else [path]
+        found = next((file for file in files if file.suffix == ".safetensors" and file.is_file()), None)
+        if found is None:
             return None
-        with safetensors.safe_open(path, framework="pt") as file:  # pyright: ignore[reportPrivateImportUsage]
-            metadata = file.metadata() or {}
-        found = {field: read(metadata[key]) for key, (field, read) in METADATA.items() if key in metadata}
-        return cls(**found) if found else None
+        with safetensors.safe_open(found, framework="pt") as file:  # pyright: ignore[reportPrivateImportUsage]
+            return cls.from_metadata(file.metadata() or {})
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> LCM | None:
+        """The same from the metadata of a file."""
+        fields = {}
+        for key, (field, read) in METADATA.items():
+            try:
+                fields |= {field: read(metadata[key])} if key in metadata else {}
+            except ValueError as error:
+                raise ValueError(f"{key} is {metadata[key]!r} in a LoRA's metadata; expected a number") from error
+        return cls(**fields) if fields else None
 
     def metadata(self) -> dict[str, str]:
         """What `from_file` reads, to be written with a LoRA."""
@@ -118,3 +134,26 @@ class LCM(Sampler):
             if t_next is not None:
                 x = schedule.add_noise(clean, draw_noise(x.shape, generator).to(x), t_next)
             yield x, clean
+
+
+def misuses(
+    sampler: object, num_steps: int, guidance_scale: float | ScaleAt, guidance_embed: float | None, is_embedded: bool
+) -> Iterator[str]:
+    """What of a user's settings few-step models are not made for, a line each.
+
+    is_embedded: whether the network was distilled with an embedded guidance scale.
+    """
+    scale = "a guidance_schedule" if callable(guidance_scale) else f"guidance_scale={guidance_scale:g}"
+    is_guided = callable(guidance_scale) or guidance_scale != 1
+    if isinstance(sampler, LCM) and (is_guided or num_steps > USUAL_STEPS):
+        yield (
+            f"sampler 'lcm' with timesteps={num_steps} and {scale}; few-step models are made for 4 to {USUAL_STEPS} "
+            "steps without guidance: use timesteps=4 and guidance_scale=1"
+        )
+    if guidance_embed is None and is_embedded:
+        yield (
+            "this model was distilled with an embedded guidance scale, as T2V-Turbo was, and runs without it; "
+            "use guidance_embed=7.5 (5 to 15) and guidance_scale=1"
+        )
+    if guidance_embed is not None and is_embedded and is_guided:
+        yield f"guidance_embed={guidance_embed:g} with {scale} guides twice; use guidance_scale=1"

@@ -116,7 +116,7 @@ class LoRA(nn.Module):
         match = read_lora(path).match(Layers.of(unet))
         lora = cls.from_pairs(unet, match.unet, path)
         lora.unused = match.report.unused
-        if lora.unused:
+        if lora.unused or match.report.is_doubtful:
             warnings.warn(str(match.report), stacklevel=2)
         return lora
 

@@ -18,27 +18,20 @@ from .config import TextConfig
 from .configuration import CheckpointError
 from .layouts import what_is
 from .lora_formats import ALPHA, ENDINGS, FORMATS, LORALIB, SIGNS, Pair, Stored, check_pairs, fits, refuse, some_of
-from .lora_layers import COND_PROJ, Layers, places_by_name, places_by_shape
-from .lora_peft import PeftConfig, read_peft_config
+from .lora_layers import COND_PROJ, Layers, places_by_name
+from .lora_lists import Placement, place
+from .lora_others import check_kind, other_model
+from .lora_peft import FOLDER_STEMS, PeftConfig, read_peft_config
 from .state_dict import StateDict, check_pickle, read_state_dict
 
-# What LoRAs of other models are told by.
-OTHERS = (
-    ("motion_modules", "AnimateDiff"),
-    (r"double_blocks|single_blocks|single_transformer_blocks", "Flux or HunyuanVideo"),
-    (r"blocks[._]\d+[._](cross|self)_attn", "Wan"),
-    (r"(input_blocks[._]\d+[._]1|down_blocks[._]\d[._]attentions[._]\d)[._]transformer_blocks[._][1-9]", "SDXL"),
-)
-
 # The files of a LoRA's folder, and the subfolder that may hold the text tower's part.
-FOLDER_FILES = tuple(
-    f"{stem}.{kind}" for stem in ("adapter_model", "pytorch_lora_weights") for kind in ("safetensors", "bin")
-)
+FOLDER_FILES = tuple(f"{stem}.{kind}" for stem in FOLDER_STEMS for kind in ("safetensors", "bin"))
 TEXT_FOLDER = "text_encoder"
 
 # How the names of a text encoder's layers begin, also of one of another size.
 TEXT_SIGN = re.compile(r"(^|[._])(te\d?|text_model|text_encoders?|resblocks)[._]")
 FEW_STEPS = 4  # what few-step LoRAs are made for
+MOST_DETAILED = 20  # names in details
 OWN_METADATA = "sdvideo."  # what SDVideo says of a LoRA in a .safetensors file begins so
 
 
@@ -51,14 +44,28 @@ class LoRAReport:
     applied: list[str]  # module paths: UNetSD's, and transformers' of the text tower
     unused: list[str]  # names of tensors; in a list without names, of layers
     idle: int = 0  # how many unused layers are of the text encoder's last block
+    placement: Placement | None = None  # of a list without names
 
     def __str__(self) -> str:
         said = f"{self.path}, {FORMATS[self.format]}: {len(self.applied)} layers applied"
+        if self.placement:
+            said += f", {self.placement}"
         if self.unused:
             said += f"; not used ({len(self.unused)}): {some_of(self.unused)}"
         if self.idle:
             said += f"; {self.idle} layers are of the text encoder's last block, which these models never run"
         return said
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether weights may act on layers that they were not made for."""
+        return self.placement is not None and self.placement.is_doubtful
+
+    def details(self) -> str:
+        """The same, followed by the first names of what was applied and of what was not."""
+        named = {"applied": self.applied, "not used": self.unused}
+        lines = [f"{what}: {some_of(names, most=MOST_DETAILED)}" for what, names in named.items() if names]
+        return "\n".join([str(self), *lines])
 
 
 @dataclass(frozen=True)
@@ -80,17 +87,28 @@ class LoRAFile:
     others: list[str]  # names of tensors that belong to no layer
     metadata: Mapping[str, str] = field(default_factory=dict)  # SDVideo's own, such as how to sample with it
 
-    def places(self, layers: Layers) -> dict[str, str]:
-        """Name in the file -> module path, where there is one."""
+    def places(self, layers: Layers) -> tuple[dict[str, str], Placement | None]:
+        """Name in the file -> module path, where there is one; and of a list without names, how they were found."""
         if self.format != "positional":
-            return places_by_name(self.layers, layers)
-        shapes = [(len(stored.up), *stored.down.shape[1:]) for stored in self.layers.values()]
-        places, names = places_by_shape(shapes, layers), list(self.layers)
-        return {names[index]: path for index, path in places.items()}
+            return places_by_name(self.layers, layers), None
+        placement = place([(len(stored.up), *stored.down.shape[1:]) for stored in self.layers.values()], layers)
+        names = list(self.layers)
+        return {names[index]: path for index, path in placement.places.items()}, placement
 
     def match(self, layers: Layers) -> Match:
-        """The pairs for a model's layers. CheckpointError where none is for it, or one does not fit it."""
-        places, shapes = self.places(layers), layers.shapes
+        """The pairs for a model's layers.
+
+        CheckpointError where it is for another model, or none is for this one, or one does not fit it, or too many of
+        a list without names may be for other layers as well.
+        """
+        if self.other_model:
+            raise CheckpointError(self._why_not_ours(layers))
+        (places, placement), shapes = self.places(layers), layers.shapes
+        if placement and placement.is_refused:
+            raise CheckpointError(
+                f"{self.path} is {FORMATS[self.format]}: {placement}. Its shapes do not tell which layers it is for; "
+                "expected one with names, such as the same LoRA in kohya's or PEFT's format"
+            )
         names = {path: name for name, path in places.items() if path in shapes}
         pairs = {path: self.layers[names[path]].fit(path, shapes[path]) for path in shapes if path in names}
         if not pairs:
@@ -99,7 +117,7 @@ class LoRAFile:
         left = [name for name in self.layers if name not in names.values()]
         unused = [*self._labels(left, places), *self.others]
         idle = sum(places.get(name) in layers.idle for name in left)
-        report = LoRAReport(str(self.path), self.format, list(pairs), unused, idle)
+        report = LoRAReport(str(self.path), self.format, list(pairs), unused, idle, placement)
         unet, text = (
             {path: pair for path, pair in pairs.items() if path in part} for part in (layers.unet, layers.text)
         )
@@ -113,8 +131,8 @@ class LoRAFile:
 
     @property
     def other_model(self) -> str | None:
-        """The one of OTHERS that the names are of."""
-        return next((model for sign, model in OTHERS if any(re.search(sign, name) for name in self.layers)), None)
+        """The other model that the names are of."""
+        return other_model(self.layers)
 
     def _why_not_ours(self, layers: Layers) -> str:
         names, kind = list(self.layers), FORMATS[self.format]
@@ -124,14 +142,18 @@ class LoRAFile:
                 f"{self.path} is {kind} for the text encoder only, and there is none here to apply its {len(names)} "
                 f"layers ({examples}) to; connect clip in ComfyUI, or use SDVideo.load_lora in Python"
             )
-        whose = f"for {self.other_model}" if self.other_model else "of another model"
+        if self.other_model:
+            return (
+                f"{self.path} is {kind} for {self.other_model}, by the names of its {len(names)} layers ({examples}); "
+                "expected a LoRA for ModelScope, ZeroScope or a relative"
+            )
         return (
-            f"{self.path} is {kind} {whose}: none of its {len(names)} layers ({examples}) is one of "
+            f"{self.path} is {kind} of another model: none of its {len(names)} layers ({examples}) is one of "
             "this model's; expected a LoRA for ModelScope, ZeroScope or a relative"
         )
 
     def _is_for_text(self, layers: Layers) -> bool:
-        places = self.places(layers.with_text_tower(TextConfig()))
+        places, _ = self.places(layers.with_text_tower(TextConfig()))
         return len(places) == len(self.layers) and layers.unet.keys().isdisjoint(places.values())
 
 
@@ -146,6 +168,7 @@ def read_lora(path: str | Path) -> LoRAFile:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; expected a LoRA")
     tensors, metadata = _read(path)
+    check_kind(tensors, path)
     form = _format(tensors)
     config = read_peft_config(path, metadata) if form in ("peft", "diffusers") else PeftConfig({})
     layers = dict(_layers(tensors, config, path))
@@ -187,11 +210,12 @@ def describe_lora(path: str | Path, layers: Layers | None = None) -> dict[str, A
 
 
 def _parts(file: LoRAFile, layers: Layers) -> dict[str, Any]:
-    places, shapes = file.places(layers), layers.known
+    (places, placement), shapes = file.places(layers), layers.known
     pairs = {path: file.layers[name].fit(path, shapes[path]) for name, path in places.items()}
-    if pairs and all(fits(pair, shapes[path]) for path, pair in pairs.items()):
+    if pairs and not file.other_model and all(fits(pair, shapes[path]) for path, pair in pairs.items()):
         unet, text = (sum(path in part for path in pairs) for part in ({**layers.unet, **COND_PROJ}, layers.text))
-        return {"unet layers": unet, "text encoder layers": text, "unused layers": len(file.layers) - unet - text}
+        parts = {"unet layers": unet, "text encoder layers": text, "unused layers": len(file.layers) - unet - text}
+        return parts | ({"layers by shape": str(placement)} if placement else {})
     whose = file.other_model or ("a model of another size" if pairs else "another model, or one of another size")
     text = sum(bool(TEXT_SIGN.search(name)) for name in file.layers)
     return {"for": whose, "unet layers": len(file.layers) - text, "text encoder layers": text}
@@ -271,9 +295,14 @@ def _layers(tensors: StateDict, config: PeftConfig, source: Path) -> Iterator[tu
     problems += [f"{name}{ALPHA} is not one number" for name, alpha in alphas.items() if alpha.numel() != 1]
     refuse(source, problems, "download it again")
     for name, ending in found.items():
-        down, up = (tensors[name + part] for part in ending)
+        down, up = (_readable(tensors[name + part]) for part in ending)
         used = (name + ending[0], name + ending[1])
         if name in alphas:
             yield name, Stored(down, up, float(alphas[name].item()), ending, (*used, name + ALPHA))
         else:
             yield name, Stored(down, up, config.alpha_of(name, down.shape[:1].numel()), ending, used)
+
+
+def _readable(weights: Tensor) -> Tensor:
+    """In float32 where they are of one byte each, in which torch does not compute."""
+    return weights.float() if weights.is_floating_point() and weights.element_size() == 1 else weights

@@ -136,7 +136,7 @@ def refuse(source: str | Path, problems: Sequence[str], remedy: str) -> None:
         raise CheckpointError(f"{source} does not fit ({len(problems)} problems): {said}; {remedy}")
 
 
-def some_of(items: Sequence[str], separator: str = ", ") -> str:
+def some_of(items: Sequence[str], separator: str = ", ", most: int = MOST_NAMED) -> str:
     """The first items, and how many more there are."""
-    more = f" and {len(items) - MOST_NAMED} more" if len(items) > MOST_NAMED else ""
-    return separator.join(items[:MOST_NAMED]) + more
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(items[:most]) + more

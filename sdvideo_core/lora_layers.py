@@ -6,10 +6,8 @@ formats but one use. The two never coincide.
 
 from __future__ import annotations
 
-import bisect
 import itertools
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -42,23 +40,7 @@ PREFIXES = (
     "base_model_model_", "lora_unet_", "lora_te_", "lora_te1_", "unet_", "text_encoder_", "text_encoders_", "clip_h_",
     "cond_stage_model_", "model_", "diffusion_model_", "transformer_",
 )
-# Siblings in the order in which diffusers' UNet3DConditionModel declares them.
-ORDER = (
-    "conv_in", "time_embedding", "transformer_in", "down_blocks", "up_blocks", "mid_block", "conv_out",
-    "linear_1", "cond_proj", "linear_2",
-    "resnets", "temp_convs", "attentions", "temp_attentions", "downsamplers", "upsamplers", "conv",
-    "conv1", "time_emb_proj", "conv2", "conv_shortcut", "conv3", "conv4",
-    "proj_in", "transformer_blocks", "proj_out", "attn1", "attn2", "ff",
-    "to_q", "to_k", "to_v", "to_out", "net", "proj",
-)
 # fmt: on
-# Classes of diffusers whose layers a trainer may have chosen, by where they are.
-CLASSES = (
-    r"transformer_in\.|\.temp_attentions\.",  # TransformerTemporalModel
-    r"\.attentions\.",  # Transformer2DModel
-    r"\.resnets\.",  # ResnetBlock2D
-    r"\.temp_convs\.",  # TemporalConvLayer
-)
 # The layer that a UNet has after `add_guidance_embedding`; T2V-Turbo's LoRA has it too.
 COND_PROJ = {"cond_proj": "time_embedding.cond_proj"}
 
@@ -107,11 +89,6 @@ class Layers:
         """Path -> diffusers' or transformers' path."""
         modules = diffusers_modules(self.config) | COND_PROJ
         return {path: diffusers_key(path, modules) for path in self.unet} | {path: path for path in self.text}
-
-    def in_diffusers_order(self) -> list[str]:
-        """The UNet's paths, as diffusers' UNet3DConditionModel would list them."""
-        names = self.diffusers_names()
-        return sorted(self.unet, key=lambda path: _position(names[path]))
 
 
 def adaptable(unet: UNetSD) -> dict[str, Layer]:
@@ -167,50 +144,3 @@ def _bare(name: str, table: Mapping[str, str]) -> str:
             break
         name = name.removeprefix(prefix)
     return name
-
-
-def places_by_shape(shapes: Sequence[Shape], layers: Layers) -> dict[int, str]:
-    """Index -> path for the weights of a list without names, which follow diffusers' order of layers.
-
-    A list may leave layers out (trainers adapt the layers inside some classes) and hold others than ours. So each
-    choice that trainers offer is tried, weights go in turn to the next layer of their shape, and the choice that
-    leaves the fewest weights without a layer, then the fewest layers without weights, is taken. Where more than one
-    weight and a tenth of them are left, the list is of another model, and nothing is placed.
-    """
-    known = layers.known
-    choices = (_align(shapes, [(path, known[path]) for path in choice]) for choice in _choices(layers))
-    places, _ = min(choices, key=lambda found: (len(shapes) - len(found[0]), found[1]))
-    return places if len(shapes) - len(places) <= max(1, len(shapes) // 10) else {}
-
-
-def _align(shapes: Sequence[Shape], layers: Sequence[tuple[str, Shape]]) -> tuple[dict[int, str], int]:
-    """Index -> path, and how many layers got nothing."""
-    positions: dict[Shape, list[int]] = {}
-    for position, (_, shape) in enumerate(layers):
-        positions.setdefault(shape, []).append(position)
-    places, start = {}, 0
-    for index, shape in enumerate(shapes):
-        later = positions.get(shape, [])
-        next_one = bisect.bisect_left(later, start)
-        if next_one < len(later):
-            places[index] = layers[later[next_one]][0]
-            start = later[next_one] + 1
-    return places, len(layers) - len(places)
-
-
-def _choices(layers: Layers) -> Iterator[list[str]]:
-    """Paths in diffusers' order: of the whole UNet, of some classes, without projections, without convolutions."""
-    names = COND_PROJ | layers.diffusers_names()
-    unet = sorted({*COND_PROJ, *layers.unet}, key=lambda path: _position(names[path]))
-    counts = range(1, len(CLASSES) + 1)
-    patterns = ["", *("|".join(some) for count in counts for some in itertools.combinations(CLASSES, count))]
-    for pattern, without in itertools.product(patterns, (r"^\b$", r"\.proj_(in|out)$")):
-        chosen = [path for path in unet if re.search(pattern, names[path]) and not re.search(without, names[path])]
-        yield chosen
-        yield [path for path in chosen if len(layers.unet.get(path, ())) < 4]
-    for pattern in (r"\.layers\.", r"\.self_attn\.", r"\.mlp\.", ""):
-        yield [path for path in (*layers.text, *layers.idle) if re.search(pattern, path)]
-
-
-def _position(diffusers_name: str) -> list[int]:
-    return [int(part) if part.isdecimal() else ORDER.index(part) for part in diffusers_name.split(".")]

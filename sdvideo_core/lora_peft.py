@@ -17,6 +17,7 @@ from typing import Any
 from .configuration import CheckpointError, read_json
 
 PEFT_CONFIG = "adapter_config.json"  # beside the weights
+FOLDER_STEMS = ("adapter_model", "pytorch_lora_weights")  # the names of the weights in a folder, PEFT's or diffusers'
 DIFFUSERS_CONFIG = "lora_adapter_metadata"  # a key of the metadata of a .safetensors file
 NETWORKS = ("unet.", "text_encoder.")  # which diffusers puts before the keys, and before the names of layers
 PEFT_PREFIX = "base_model.model."  # of names, but not of what patterns match

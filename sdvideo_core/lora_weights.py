@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -59,6 +60,8 @@ class LoRAWeights:
             self._unet.add_guidance_embedding()
             self._survey()
             match = file.match(self._layers)
+        if match.report.is_doubtful:
+            warnings.warn(str(match.report), stacklevel=3)
         if strength != 0:
             self._loaded.append((strength, {**match.unet, **match.text}))
             self._write({self._slots[path].parameter for path in self._loaded[-1][1]})

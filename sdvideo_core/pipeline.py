@@ -19,8 +19,8 @@ from .config import ModelConfig
 from .families import family_of, far_from_training
 from .frames import check_size, frames_to_video, images_to_frames
 from .guidance import GuidanceSchedule, guidance_wrappers, guided_eps, scale_over_steps
-from .layouts import find_layout, names_of
-from .lcm import guidance_embedding
+from .layouts import PARTS, find_layout, names_of
+from .lcm import guidance_embedding, misuses
 from .lora_files import LoRAReport
 from .lora_weights import LoRAWeights
 from .sampler import draw_noise
@@ -52,10 +52,14 @@ class SDVideo:
             raise ValueError(f"dtype={dtype}; expected one of {', '.join(map(str, FLOAT_TYPES))}")
         self.device, self.dtype, self.amp = _usable(device), dtype, amp
         layout = find_layout(model_path)
+        named = {"vae": vae, "text encoder": text_encoder}
+        places = {"unet": layout} | {part: find_layout(path) if path else layout for part, path in named.items()}
+        for part in PARTS:
+            places[part].part(part)  # before gigabytes are read
         self.unet = load_unet(layout, dtype, device)
         self.family = family_of(names_of(layout), self.unet.config)  # of the known models; None where nothing tells it
-        self.vae = load_vae(vae or layout, dtype, device)
-        self.text_encoder = load_text_encoder(text_encoder or layout, dtype, device)
+        self.vae = load_vae(places["vae"], dtype, device)
+        self.text_encoder = load_text_encoder(places["text encoder"], dtype, device)
         self.config = layout.config or ModelConfig(unet=self.unet.config)
         check_parts(self.unet.config, self.vae.config, self.text_encoder.config, model_path)
         self.schedule = NoiseSchedule()
@@ -128,6 +132,8 @@ class SDVideo:
         if warning := far_from_training(self.family, *size, num_frames):
             warnings.warn(warning, stacklevel=3)
         first_t = method.timesteps(self.schedule, timesteps, t_start)[0]
+        for warning in misuses(method, timesteps, scale, guidance_embed, self._is_guidance_embedded()):
+            warnings.warn(warning, stacklevel=3)
         first, fresh = _generators(seed)
         if initial_frames is None:
             if t_start is not None:
@@ -189,6 +195,10 @@ class SDVideo:
     def _latent_shape(self, image_size: tuple[int, int], num_frames: int) -> tuple[int, ...]:
         width, height = image_size
         return (1, self.config.unet.in_dim, num_frames, height // 8, width // 8)
+
+    def _is_guidance_embedded(self) -> bool:
+        layer = self.unet.cond_proj
+        return layer is not None and any(bool(weight.any()) for weight in layer.parameters())
 
     def _precision(self) -> contextlib.AbstractContextManager[object]:
         half = torch.float16 if self.device.type == "cuda" else torch.bfloat16

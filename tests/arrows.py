@@ -1,10 +1,21 @@
 """Arrows: what each module or subpackage of sdvideo_core may import of the others; `test_architecture.py` checks it."""
 
 NETWORKS = {"config", "attention", "blocks", "unet", "vae", "text_encoder"}
-FILES = {"configuration", "state_dict", "key_maps", "diffusers_format", "layouts", "weights", "checkpoint"}
-FILES |= {"families", "inspection", "convert", "diffusers_folder", "lora", "frames", "video_io", "whole_file"}
+FILES = {"configuration", "part_config", "state_dict", "key_maps", "diffusers_format", "layouts", "weights"}
+FILES |= {
+    "checkpoint",
+    "families",
+    "inspection",
+    "convert",
+    "diffusers_folder",
+    "lora",
+    "frames",
+    "video_io",
+    "whole_file",
+}
 FILES |= {"dithering", "gif", "playback", "sequence", "thumbnails"}
-LORA = {"lora", "lora_export", "lora_files", "lora_formats", "lora_layers", "lora_peft", "lora_weights"}
+LORA = {"lora", "lora_export", "lora_files", "lora_formats", "lora_layers", "lora_lists", "lora_others"}
+LORA |= {"lora_peft", "lora_weights"}
 LIBRARY = NETWORKS | FILES | LORA | {"schedule", "guidance", "sampler", "ddim", "lcm", "solvers", "samplers"}
 
 # What each module or subpackage of sdvideo_core may import of sdvideo_core.
@@ -22,25 +33,29 @@ CORE_ARROWS: dict[str, set[str]] = {
     "guidance": {"unet", "schedule"},
     "sampler": {"guidance", "schedule"},
     "ddim": {"guidance", "sampler", "schedule"},
-    "lcm": {"guidance", "sampler", "schedule"},
+    "lcm": {"guidance", "lora_peft", "sampler", "schedule"},
     "solvers": {"guidance", "sampler", "schedule"},
     "samplers": {"ddim", "lcm", "sampler", "solvers"},
     "key_maps": {"config"},
     "state_dict": {"configuration"},
     "diffusers_format": {"config", "key_maps", "state_dict"},
-    "layouts": {"config", "configuration", "state_dict"},
+    "part_config": {"config", "configuration"},
+    "layouts": {"config", "configuration", "part_config", "state_dict"},
     "weights": {"config", "configuration", "diffusers_format", "layouts", "state_dict"},
-    "checkpoint": {"configuration", "state_dict", "layouts", "weights"} | NETWORKS - {"blocks"},
+    "checkpoint": {"configuration", "part_config", "state_dict", "layouts", "weights"} | NETWORKS - {"blocks"},
     "families": {"checkpoint", "config", "layouts"},
     "inspection": {"checkpoint", "config", "configuration", "families", "layouts", "lora_files", "state_dict"}
     | {"video_io"},
-    "diffusers_folder": {"config", "configuration", "layouts", "vae"},
+    "diffusers_folder": {"config", "configuration", "layouts", "part_config", "vae"},
     "convert": {"checkpoint", "config", "configuration", "diffusers_folder", "diffusers_format", "layouts"}
-    | {"state_dict", "whole_file"},
+    | {"state_dict", "weights", "whole_file"},
     "lora_layers": {"config", "key_maps", "text_encoder", "unet"},
+    "lora_lists": {"lora_layers"},
+    "lora_others": {"configuration"},
     "lora_formats": {"configuration", "lora_layers"},
     "lora_peft": {"configuration"},
-    "lora_files": {"config", "configuration", "layouts", "lora_formats", "lora_layers", "lora_peft", "state_dict"},
+    "lora_files": {"config", "configuration", "layouts", "lora_formats", "lora_layers", "lora_lists", "lora_others"}
+    | {"lora_peft", "state_dict"},
     "lora_export": {"configuration", "lora_files", "lora_formats", "lora_layers", "lora_peft"}
     | {"state_dict", "whole_file"},
     "lora_weights": {"key_maps", "lora_files", "lora_formats", "lora_layers", "text_encoder", "unet"},

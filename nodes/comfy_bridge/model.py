@@ -28,6 +28,7 @@ from ...sdvideo_core.unet import UNetSD
 from .live_preview import latent_format, preview_sampling
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+GUIDANCE = "sdvideo_guidance"  # in transformer_options: an embedded guidance scale (dim,), as cond_proj would give it
 
 
 class VideoCrossAttn(comfy.conds.CONDCrossAttn):
@@ -107,7 +108,7 @@ class ComfyUNet(UNetSD):
         options |= {"original_shape": list(frames.shape), "transformer_index": 0}
         attention = functools.partial(_attention, transformer_options=options)
         h = frames.contiguous(memory_format=torch.channels_last)
-        cond = self.condition(h, timesteps, context, num_frames, attention)
+        cond = self.condition(h, timesteps, context, num_frames, attention, options.get(GUIDANCE))
         skips = []
         for index, stage in enumerate(self.input_blocks):
             options["block"] = ("input", index)
@@ -123,6 +124,9 @@ class ComfyUNet(UNetSD):
                 h, skip = patch(h, skip, options)
             h = stage(torch.cat([h, skip], dim=1), cond, skips[-1].shape[2:] if skips else (0, 0))
         return self.out(h)
+
+    def _project_guidance(self, guidance_emb: Tensor) -> Tensor:
+        return guidance_emb  # projected where it was made, so that the network needs no layer that it lacks
 
 
 def _patches(name: str, options: dict[str, Any]) -> list[Callable[..., Any]]:

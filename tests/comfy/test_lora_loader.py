@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sdvideo_core.checkpoint import load_text_encoder, load_unet
 from sdvideo_core.lora_export import write_kohya, write_peft, write_webui
@@ -12,7 +13,7 @@ from sdvideo_core.lora_layers import TEXT_EMBEDDINGS, Layers
 from sdvideo_core.lora_weights import LoRAWeights
 
 NUM_FRAMES, STRENGTH = 4, 0.7
-TEXT_ONLY = "formats/text.safetensors"
+TEXT_ONLY, PARTLY = "formats/text.safetensors", "formats/partly.safetensors"
 NAMES = {
     "kohya": "formats/kohya.safetensors",
     "webui": "formats/webui.safetensors",
@@ -21,7 +22,7 @@ NAMES = {
 }
 
 
-def compute_in_comfy(x, context, names, text_only, strength):
+def compute_in_comfy(x, context, names, partly, text_only, strength):
     """Outputs of the UNet and encoded prompts, with each LoRA and loader; and what was logged."""
     import logging
 
@@ -45,7 +46,7 @@ def compute_in_comfy(x, context, names, text_only, strength):
         return {name: run(strong), f"{name}, text": strong_clip and calls.encode(strong_clip)[0][0][0]}
 
     def load(name, *strengths, base=(model, clip)):
-        return calls.call("SDVideoLoRALoader", base[0], names[name], *strengths, clip=base[1])
+        return calls.call("SDVideoLoRALoader", base[0], names[name], *strengths, clip=base[1])[:2]
 
     results = both("base", model, clip)
     for name in names:
@@ -64,12 +65,23 @@ def compute_in_comfy(x, context, names, text_only, strength):
         calls.call("SDVideoLoRALoader", model, text_only, 1.0, 1.0)
     except ValueError as error:
         results["text only"] = str(error)
+    *_, results["info"] = calls.call("SDVideoLoRALoader", model, partly, 1.0, 1.0)
     return {**results, "logged": [line for line in logged if "LoRA" in line]}
 
 
 @pytest.fixture(scope="module")
 def networks(comfy_demo):
     return load_unet(comfy_demo), load_text_encoder(comfy_demo)
+
+
+def in_diffusers_order(layers):
+    from tests.unit import lora_makers  # brings diffusers, which ComfyUI's interpreter has no need of
+
+    paths = {theirs: path for path, theirs in layers.diffusers_names().items() if path in layers.unet}
+    kinds = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv3d)
+    names = lora_makers.modules_inside(lora_makers.UNET, "UNet3DConditionModel", kinds=kinds)
+    assert set(names) == set(paths)
+    return [paths[name] for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +95,13 @@ def folder(comfy_base, networks):
             pairs[path] = Pair(torch.randn(2, *rest, generator=generator) * rest[0] ** -0.5, up, 2.0)
     write_kohya(pairs, folder / NAMES["kohya"], torch.float32)
     write_kohya({path: pairs[path] for path in layers.text if path in pairs}, folder / TEXT_ONLY, torch.float32)
+    first = {path: pairs[path] for path in [*layers.unet][:25]}
+    write_kohya(first, folder / PARTLY, torch.float32)
+    stranger = {f"lora_te_x.lora_{part}.weight": torch.ones(1, 1) for part in ("down", "up")}
+    save_file(load_file(folder / PARTLY) | stranger, folder / PARTLY)
     write_webui(pairs, layers, folder / NAMES["webui"], torch.float32)
     write_peft({path: pairs[path] for path in layers.unet}, layers, folder / "formats" / "peft", torch.float32)
-    listed = [pairs[path] for path in layers.in_diffusers_order()]
+    listed = [pairs[path] for path in in_diffusers_order(layers)]
     torch.save([factor for pair in listed for factor in (pair.up, pair.down)], folder / NAMES["positional"])
     yield folder
     shutil.rmtree(folder / "formats")
@@ -95,7 +111,8 @@ def folder(comfy_base, networks):
 def outputs(in_comfy, folder, networks):
     generator = torch.Generator().manual_seed(3)
     x, context = torch.randn(NUM_FRAMES, 4, 8, 8, generator=generator), torch.randn(1, 77, 64, generator=generator)
-    results = in_comfy(compute_in_comfy, x=x, context=context, names=NAMES, text_only=TEXT_ONLY, strength=STRENGTH)
+    given = {"names": NAMES, "partly": PARTLY, "text_only": TEXT_ONLY, "strength": STRENGTH}
+    results = in_comfy(compute_in_comfy, x=x, context=context, **given)
     loras = LoRAWeights(*networks)
     loras.add(folder / NAMES["kohya"], STRENGTH)
     with torch.no_grad():
@@ -138,6 +155,16 @@ def test_the_report_is_logged(outputs, folder):
     said = [line for line in outputs["logged"] if line.startswith(str(folder / NAMES["positional"]))]
     assert len(said) == 1
     assert "a LoRA in cloneofsimo's format (a list without names): " in said[0]
+    assert said[0].endswith(" layers applied, laid along UNet3DConditionModel")
+
+
+def test_the_output_info_names_what_was_applied_and_what_was_not(outputs, folder):
+    said, applied, unused = outputs["info"].splitlines()
+    assert said.startswith(f"{folder / PARTLY}, a LoRA in kohya's format: 25 layers applied; not used (2): lora_te_")
+    assert said in outputs["logged"]
+    assert applied.startswith("applied: time_embed.0, time_embed.2, input_blocks.0.0, ")
+    assert applied.endswith(" and 5 more")
+    assert unused == "not used: lora_te_x.lora_down.weight, lora_te_x.lora_up.weight"
 
 
 def test_a_lora_of_the_text_encoder_alone_wants_one(outputs):

@@ -91,6 +91,7 @@ def assert_same_video(found, expected):
     assert (found - expected).abs().max() <= 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:sampler 'lcm' with timesteps=8 and guidance_scale=3")
 @pytest.mark.parametrize("name", LCM_CASES)
 def test_lcm_makes_the_video_of_the_python_api(in_graph, api, name):
     case = LCM_CASES[name]

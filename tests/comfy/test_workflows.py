@@ -7,19 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageSequence
 
+from sdvideo_core.checkpoint import load_unet
+from sdvideo_core.demo import FEW_STEPS_LORA
 from sdvideo_core.demo.clips import NUM_FRAMES as NUM_FRAMES_OF_DEMO
 from sdvideo_core.demo.clips import SIZE
 from sdvideo_core.demo.reading import read_scene
+from sdvideo_core.lcm import LCM
+from sdvideo_core.lora import LoRA, save_lora
 from tests.comfy.comfy_server import make_base_directory, start_comfyui
 
 FOLDER = Path(__file__).parents[2] / "example_workflows"
-NAMES = ("txt2vid", "vid2vid", "txt2vid_stock_nodes", "vid2vid_stock_nodes", "train_lora")
+NAMES = ("txt2vid", "txt2vid_few_steps", "vid2vid", "txt2vid_stock_nodes", "vid2vid_stock_nodes", "train_lora")
 
 # What the graphs' videos show when run as they are; shapes only where the text alone decides them.
 EXPECTED = {
     "txt2vid": ("red", "circle", "left"),
+    "txt2vid_few_steps": ("red", "circle", "left"),
     "vid2vid": ("blue", "circle", "right"),
     "train_lora": ("blue", "circle", "left"),
 }
@@ -65,8 +71,21 @@ def test_a_template_has_a_small_picture_where_the_browser_looks_for_it(server, n
         assert np.asarray(image).std() > 10
 
 
+@pytest.fixture(scope="module")
+def few_steps_lora(comfy_base, comfy_demo):
+    """The LoRA of the example workflow, for the tiny model that takes the demo model's name."""
+    unet, path = load_unet(comfy_demo), comfy_base / "models" / "loras" / FEW_STEPS_LORA.name
+    save_lora(
+        LoRA(unet, 1, generator=torch.Generator().manual_seed(0)),
+        path,
+        metadata=LCM.from_file(FEW_STEPS_LORA).metadata(),
+    )
+    yield path
+    path.unlink()
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_a_workflow_runs_and_writes_its_video(server, comfy_demo, example_frames, example_clips, name):
+def test_a_workflow_runs_and_writes_its_video(server, comfy_demo, few_steps_lora, example_frames, example_clips, name):
     history = server.run(small_graph(server, read(name)))
     with saved_image(server, history) as image:
         assert image.format == ("WEBP" if "stock" in name else "GIF")
@@ -108,6 +127,9 @@ def test_the_values_of_a_workflow_suit_the_demo_model(server, comfy_demo, exampl
     for node in server.api_graph(read(name)).values():
         values |= {key: value for key, value in node["inputs"].items() if not isinstance(value, list)}
     expected = {"model": "demo", "width": SIZE, "height": SIZE, "cfg": 2.0, "steps": 25, "fps": 8.0}
+    if name == "txt2vid_few_steps":
+        # What the LoRA's file says is left to it.
+        expected |= {"lora_name": FEW_STEPS_LORA.name, "steps": 4, "cfg": 1.0, "original_timesteps": 0, "grid": "auto"}
     assert {key: values[key] for key in expected} == expected
     assert values.get("num_frames", values.get("batch_size")) == NUM_FRAMES_OF_DEMO
     assert values["denoise"] == (0.7 if name.startswith("vid2vid") else 1.0)

@@ -64,18 +64,23 @@ OTHER_MODELS = [
     ),
     (
         [f"lora_unet_{name}{part}" for name in ("double_blocks_0_img_attn_qkv", "b", "c") for part in UP_DOWN],
-        "is a LoRA in kohya's format for Flux or HunyuanVideo: none of its 3 layers (lora_unet_b, lora_unet_c, ...) is "
-        f"one of this model's; {OURS}",
+        "is a LoRA in kohya's format for Flux or HunyuanVideo, by the names of its 3 layers (lora_unet_b, lora_unet_c, "
+        f"...); {OURS}",
     ),
     (
         [f"down_blocks.0.motion_modules.0.x.processor.to_q_lora.{part}.weight" for part in ("up", "down")],
-        "is a LoRA in diffusers' format for AnimateDiff: none of its 1 layers "
-        f"(down_blocks.0.motion_modules.0.x.processor.to_q) is one of this model's; {OURS}",
+        "is a LoRA in diffusers' format for AnimateDiff, by the names of its 1 layers "
+        f"(down_blocks.0.motion_modules.0.x.processor.to_q); {OURS}",
     ),
     (
         [f"diffusion_model.blocks.0.cross_attn.k.lora_{part}.weight" for part in "AB"],
-        "is a LoRA in diffusers' format for Wan: none of its 1 layers (diffusion_model.blocks.0.cross_attn.k) is one "
-        f"of this model's; {OURS}",
+        "is a LoRA in diffusers' format for Wan, by the names of its 1 layers (diffusion_model.blocks.0.cross_attn.k); "
+        f"{OURS}",
+    ),
+    (  # of which a layer has a name of ours
+        [f"lora_unet_input_blocks_1_1_transformer_blocks_{n}_attn1_to_q{part}" for n in (0, 1) for part in UP_DOWN],
+        "is a LoRA in kohya's format for SDXL, by the names of its 2 layers (lora_unet_input_blocks_1_1_"
+        "transformer_blocks_0_attn1_to_q, lora_unet_input_blocks_1_1_transformer_blocks_1_attn1_to_q); " + OURS,
     ),
 ]
 NO_PAIRS = [
@@ -128,8 +133,32 @@ def test_a_lora_of_more_than_a_text_encoder_is_not_taken_for_one(tmp_path, unet)
     path = tmp_path / "lora.safetensors"
     names = ("te_text_model_encoder_layers_0_mlp_fc1", "unet_double_blocks_0_img_attn_qkv")
     save_file({f"lora_{name}{part}": torch.ones(1, 1) for name in names for part in UP_DOWN}, path)
-    with pytest.raises(CheckpointError, match="is a LoRA in kohya's format for Flux or HunyuanVideo: none of its 2 "):
+    with pytest.raises(
+        CheckpointError, match="is a LoRA in kohya's format for Flux or HunyuanVideo, by the names of its 2 "
+    ):
         LoRA.from_file(unet, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "reason"),
+    [
+        ("lora_unet_out_2.dora_scale", "a DoRA", "its magnitudes change all of a layer's weights"),
+        ("base_model.model.x.lora_magnitude_vector", "a DoRA", "its magnitudes change all of a layer's weights"),
+        ("lora_unet_out_2.lora_mid.weight", "a LoCon with a Tucker decomposition", "it has three factors a layer"),
+        ("lora_unet_out_2.hada_w1_a", "a LoHa", "it multiplies two products of weights"),
+        ("lora_unet_out_2.lokr_w1", "a LoKr", "it is of Kronecker products"),
+        ("lora_unet_out_2.oft_blocks", "an OFT", "it rotates a layer's weights"),
+        ("lora_unet_out_2.on_input", "an (IA)^3", "it scales a layer's values"),
+    ],
+)
+def test_another_kind_of_adapter(file, unet, name, kind, reason):
+    rewrite(file, **{name.replace(".", "__"): torch.ones(4, 4)})
+    message = (
+        f"{file} is {kind} (it has {name}): {reason}, which is not read; expected a plain LoRA. Train it as one, or "
+        "extract one from the merged weights"
+    )
+    with pytest.raises(CheckpointError, match=exactly(message)):
+        LoRA.from_file(unet, file)
 
 
 @pytest.mark.parametrize(("key", "kind"), NO_PAIRS)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sdvideo_core.config import TextConfig
 from sdvideo_core.configuration import CheckpointError
+from sdvideo_core.lcm import LCM
 from sdvideo_core.lora_export import EXPORT_FORMATS, convert_lora, write_kohya, write_peft, write_webui
 from sdvideo_core.lora_files import describe_lora, read_lora
 from sdvideo_core.lora_formats import Pair
@@ -132,6 +133,22 @@ def test_any_format_is_converted(make, form, tmp_path):
     assert report.applied == read.report.applied
     for name, expected in deltas.items():
         assert relative_error(read.unet[lora_makers.own_name(name)].delta(), expected.flatten(1)) <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("make", [lora_makers.kohya, lora_makers.stable_lora, lora_makers.webui])
+def test_weights_of_one_byte_are_computed_with_in_float32(make, dtype, tmp_path):
+    path, _ = make(tmp_path)
+    small = {key: tensor.to(dtype) for key, tensor in load_file(path).items()}
+    save_file(small, tmp_path / "small.safetensors")
+    save_file({key: tensor.float() for key, tensor in small.items()}, tmp_path / "large.safetensors")
+    for form in ("kohya", "webui"):
+        written = []
+        for size in ("small", "large"):
+            convert_lora(tmp_path / f"{size}.safetensors", tmp_path / f"{size} {form}.safetensors", form, layers=LAYERS)
+            written.append(load_file(tmp_path / f"{size} {form}.safetensors"))
+        assert written[0].keys() == written[1].keys()
+        assert all(torch.equal(tensor, written[1][key]) for key, tensor in written[0].items())
 
 
 def test_half_precision_is_the_default(tmp_path):
@@ -273,6 +290,7 @@ def test_how_to_sample_is_kept_and_told(form, tmp_path):
     convert_lora(source, path, form, torch.float32, LAYERS)
     report = describe_lora(path, LAYERS)
     assert report["metadata"] == FEW_STEPS
+    assert LCM.from_file(path) == LCM(original_steps=20)
     assert report["sample with"] == "--sampler lcm --steps 4 --cfg 1 --lcm-original-steps 20"
 
 

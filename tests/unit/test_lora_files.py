@@ -131,11 +131,11 @@ def test_a_failed_write_leaves_the_old_file(file, unet, monkeypatch):
 
 
 def test_what_is_not_used_is_named(file, unet):
-    extra = {"lora_te_text_model__alpha": torch.ones(()), "lora_unet_out_2__dora_scale": torch.ones(4)}
+    extra = {"lora_te_text_model__alpha": torch.ones(()), "lora_unet_out_2__bias": torch.ones(4)}
     rewrite(file, lora_unet_label_emb__lora_down__weight=torch.ones(2, 3), **extra)
     rewrite(file, lora_unet_label_emb__lora_up__weight=torch.ones(3, 2))
     label = "lora_unet_label_emb.lora_"
-    unused = [f"{label}down.weight", f"{label}up.weight", "lora_te_text_model.alpha", "lora_unet_out_2.dora_scale"]
+    unused = [f"{label}down.weight", f"{label}up.weight", "lora_te_text_model.alpha", "lora_unet_out_2.bias"]
     message = f"{file}, a LoRA in kohya's format: 3 layers applied; not used (4): {', '.join(unused)}"
     with pytest.warns(UserWarning, match=exactly(message)):
         lora = LoRA.from_file(unet, file)

@@ -20,12 +20,15 @@ from sdvideo_core.lcm import LCM
 from sdvideo_core.samplers import SAMPLERS, find_sampler
 from sdvideo_core.schedule import NoiseSchedule
 
+# Tests of many samplers give the sampler lcm what they give the others.
+any_lcm = pytest.mark.filterwarnings("ignore:sampler 'lcm' with ")
 OTHERS = [name for name in SAMPLERS if name != "ddim"]
 OFF = {
     "sampler": "ddim",
     "guidance_rescale": 0.0,
     "guidance_schedule": None,
     "dynamic_thresholding": None,
+    "guidance_embed": None,
 }
 GUIDANCE = [
     {"guidance_rescale": 0.7},
@@ -48,9 +51,10 @@ def pictures() -> list[Image.Image]:
 
 
 def test_the_defaults_change_nothing(sample):
-    assert torch.equal(sample(**OFF, guidance_embed=None), sample())
+    assert torch.equal(sample(**OFF), sample())
 
 
+@any_lcm
 @pytest.mark.parametrize("sampler", OTHERS)
 def test_a_sampler_gives_its_own_video_again_and_again(sample, sampler):
     video = sample(sampler=sampler)
@@ -60,6 +64,7 @@ def test_a_sampler_gives_its_own_video_again_and_again(sample, sampler):
     assert video.isfinite().all()
 
 
+@any_lcm
 @pytest.mark.parametrize("sampler", OTHERS)
 def test_video_to_video_keeps_more_the_fewer_steps_run(demo_model, sampler):
     edit = functools.partial(demo_model, "a red circle", timesteps=10, seed=0, initial_frames=pictures())
@@ -68,6 +73,7 @@ def test_video_to_video_keeps_more_the_fewer_steps_run(demo_model, sampler):
     assert (little - decoded).abs().mean() < (whole - decoded).abs().mean()
 
 
+@any_lcm
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("options", GUIDANCE, ids=lambda options: "-".join(options))
 def test_every_sampler_takes_every_guidance(sample, sampler, options):
@@ -77,8 +83,31 @@ def test_every_sampler_takes_every_guidance(sample, sampler, options):
 
 
 def test_options_of_a_sampler_are_taken(sample):
+    sample = functools.partial(sample, guidance_scale=1)
     assert torch.equal(sample(sampler=LCM()), sample(sampler="lcm"))
-    assert not torch.equal(sample(sampler=LCM(grid="even")), sample(sampler="lcm"))
+    assert not torch.equal(sample(sampler=LCM(original_steps=20)), sample(sampler="lcm"))
+
+
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        ({"timesteps": 50}, "timesteps=50 and guidance_scale=9"),
+        ({"guidance_scale": 2.5}, "timesteps=4 and guidance_scale=2.5"),
+        ({"timesteps": 9, "guidance_scale": 1}, "timesteps=9 and guidance_scale=1"),
+        ({"guidance_schedule": (2, 1)}, "timesteps=4 and a guidance_schedule"),
+    ],
+)
+def test_lcm_with_settings_of_other_samplers_warns_in_one_line(sample, monkeypatch, demo_model, options, given):
+    monkeypatch.setattr(LCM, "sample", lambda _self, _eps_model, x, *_: x)
+    advice = "few-step models are made for 4 to 8 steps without guidance: use timesteps=4 and guidance_scale=1"
+    with pytest.warns(UserWarning) as caught:
+        sample(sampler="lcm", **options)
+    assert [str(warning.message) for warning in caught] == [f"sampler 'lcm' with {given}; {advice}"]
+    assert caught[0].filename == __file__
+
+
+def test_settings_that_suit_few_step_models_do_not_warn(sample):
+    sample(sampler="lcm", timesteps=8, guidance_scale=1)
 
 
 class Halving:
@@ -113,7 +142,13 @@ def test_an_embedded_scale_needs_its_layer_and_then_matters(demo_model_dir):
         model.unet.add_guidance_embedding().weight.normal_(generator=torch.Generator().manual_seed(0))
     weak, strong = (sample(guidance_scale=1, guidance_embed=scale) for scale in (5.0, 15.0))
     assert not torch.equal(weak, strong)
-    assert not torch.equal(weak, sample(guidance_scale=1))
+    with pytest.warns(UserWarning, match="^this model was distilled with an embedded guidance scale, .* runs without"):
+        assert not torch.equal(weak, sample(guidance_scale=1))
+    with pytest.warns(UserWarning, match="^guidance_embed=7.5 with guidance_scale=9 guides twice; use guidance_scale"):
+        sample(guidance_embed=7.5)
+    with torch.no_grad():
+        model.unet.cond_proj.weight.zero_()  # as a LoRA of strength 0 leaves it
+    sample()
 
 
 @pytest.mark.parametrize(
@@ -172,6 +207,7 @@ def test_options_reach_the_python_api():
     given = settings("--sampler", "unipc", "--cfg-rescale", "0.7", "--cfg-schedule", "12,8,4")
     assert given == OFF | {"sampler": "unipc", "guidance_rescale": 0.7, "guidance_schedule": [12, 8, 4]}
     assert settings("--dynamic-thresholding", "0.995")["dynamic_thresholding"] == 0.995
+    assert settings("--guidance-embed", "7.5")["guidance_embed"] == 7.5
     interval = settings("--cfg", "7", "--cfg-interval", "0.2,0.8")["guidance_schedule"]
     assert [interval(progress) for progress in (0.1, 0.2, 0.8, 0.9)] == [1, 7, 7, 1]
 

@@ -142,6 +142,12 @@ def test_what_does_not_say_it_is_told_apart(tmp_path, name):
     assert LCM.from_file(tmp_path / name) is None
 
 
+def test_a_number_that_is_none_is_named(tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"sdvideo.lcm_timesteps": "many"})
+    with pytest.raises(ValueError, match=r"^sdvideo.lcm_timesteps is 'many' in a LoRA's metadata; expected a number$"):
+        LCM.from_file(tmp_path / "a.safetensors")
+
+
 def test_unknown_grids_and_samplers_are_refused_with_what_there_is():
     with pytest.raises(ValueError, match="grid='odd'; expected 'strided' or 'even'"):
         LCM(grid="odd").timesteps(SCHEDULE, 4)  # pyright: ignore[reportArgumentType]
