@@ -1,6 +1,6 @@
 """Thumbnails: runs the example graphs on the demo model and draws their pictures for ComfyUI's Templates.
 
-python -m docs.thumbnails [--output example_workflows]        (needs a ComfyUI, as the tests do)
+python -m docs.thumbnails [--only txt2vid] [--output DIR]        (needs a ComfyUI, as the tests do)
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import io
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +116,8 @@ def video_to_video(title: str, prompt: str, before: Frames, after: Frames) -> Ca
     return card
 
 
-def training(curve: Image.Image, before: Frames, after: Frames) -> Card:
-    card = Card("a LoRA of yours")
+def training(title: str, curve: Image.Image, before: Frames, after: Frames) -> Card:
+    card = Card(title)
     card.plot(curve, 130)
     card.row(some(before, 4))
     card.arrow()
@@ -124,26 +125,37 @@ def training(curve: Image.Image, before: Frames, after: Frames) -> Card:
     return card
 
 
-def draw_all(server: ComfyServer) -> dict[str, Card]:
-    graph, plain = run(server, "txt2vid")
-    stock_graph, stock = run(server, "txt2vid_stock_nodes")
-    changed_graph, changed = run(server, "vid2vid")
-    stock_changed_graph, stock_changed = run(server, "vid2vid_stock_nodes")
-    _, trained = run(server, "train_lora")
+def of_text(title: str, server: ComfyServer, name: str) -> Card:
+    graph, pictures = run(server, name)
+    return text_to_video(title, prompt_of(graph), clip_of(pictures))
+
+
+def of_video(title: str, server: ComfyServer, name: str) -> Card:
+    graph, pictures = run(server, name)
     before = load_sequence(EXAMPLES / "example_frames", image_size=(SIZE, SIZE))
-    return {
-        "txt2vid": text_to_video("text to video", prompt_of(graph), clip_of(plain)),
-        "txt2vid_stock_nodes": text_to_video(STOCK, prompt_of(stock_graph), clip_of(stock)),
-        "vid2vid": video_to_video("video to video", prompt_of(changed_graph), before, clip_of(changed)),
-        "vid2vid_stock_nodes": video_to_video(STOCK, prompt_of(stock_changed_graph), before, clip_of(stock_changed)),
-        # Prompt, seed and steps are those of txt2vid: only the LoRA makes the difference.
-        "train_lora": training(trained["PreviewImage"], clip_of(plain), clip_of(trained)),
-    }
+    return video_to_video(title, prompt_of(graph), before, clip_of(pictures))
+
+
+def of_training(title: str, server: ComfyServer, name: str) -> Card:
+    # Prompt, seed and steps are those of txt2vid: only the LoRA makes the difference.
+    (_, plain), (_, trained) = run(server, "txt2vid"), run(server, name)
+    return training(title, trained["PreviewImage"], clip_of(plain), clip_of(trained))
+
+
+CARDS = {
+    "txt2vid": partial(of_text, "text to video"),
+    "txt2vid_few_steps": partial(of_text, "in four steps"),
+    "txt2vid_stock_nodes": partial(of_text, STOCK),
+    "vid2vid": partial(of_video, "video to video"),
+    "vid2vid_stock_nodes": partial(of_video, STOCK),
+    "train_lora": partial(of_training, "a LoRA of yours"),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=TEMPLATES)
+    parser.add_argument("--only", nargs="+", choices=CARDS, default=list(CARDS), help="some of them")
     options = parser.parse_args()
     comfyui = find_comfyui()
     if comfyui is None:
@@ -152,9 +164,9 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         start_comfyui(comfyui, make_base_directory(Path(folder, "base"))) as server,
     ):
-        cards = draw_all(server)
-    for name, card in cards.items():
-        card.image.save(options.output / f"{name}.jpg", quality=QUALITY, optimize=True)
+        for name in options.only:
+            card = CARDS[name](server, name)
+            card.image.save(options.output / f"{name}.jpg", quality=QUALITY, optimize=True)
 
 
 if __name__ == "__main__":
