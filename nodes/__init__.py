@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .comfy_bridge.clips import register_clip_route
 from .comfy_bridge.folders import register_model_folder
 from .comfy_bridge.strips import register_strip_route
 from .conditioning import SDVideoTextEncode
@@ -36,6 +37,7 @@ class SDVideoExtension(ComfyExtension):
     async def on_load(self) -> None:
         register_model_folder()
         register_strip_route()
+        register_clip_route()
         await register_replacements()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

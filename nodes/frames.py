@@ -7,9 +7,10 @@ from pathlib import Path
 from comfy_api.latest import io, ui
 
 from ..sdvideo_core.frames import images_to_frames
-from ..sdvideo_core.playback import DEFAULT_OPTIONS, DITHERS, MAX_LOOPS, PALETTES, SaveOptions
-from ..sdvideo_core.video_io import WRITERS, load_sequence
-from .comfy_bridge.folders import input_path, input_sequences, output_file, stamp, workflow_graphs
+from ..sdvideo_core.playback import DEFAULT_OPTIONS, DITHERS, FASTEST_FPS, MAX_LOOPS, PALETTES, SaveOptions
+from ..sdvideo_core.video_io import WRITERS, check_output, load_sequence
+from .comfy_bridge.folders import input_path, input_sequences, output_file, sequence_stamp, workflow_graphs
+from .comfy_bridge.progress import node_progress
 
 EXTENSIONS = {"gif": ".gif", "webp": ".webp", "mp4": ".mp4", "png sequence": ""}  # none: a folder
 
@@ -59,7 +60,7 @@ class SDVideoLoadFrameSequence(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, source: str | None, **_) -> list | float:
-        return float("nan") if source is None else stamp(input_path(source))  # NaN: run every time
+        return float("nan") if source is None else sequence_stamp(input_path(source))  # NaN: run every time
 
     @classmethod
     def execute(cls, source, num_frames, offset, stride, width, height) -> io.NodeOutput:
@@ -98,14 +99,26 @@ class SDVideoSaveGIF(io.ComfyNode):
                     "fps",
                     default=8.0,
                     min=0.1,
-                    max=50.0,
+                    max=float(max(FASTEST_FPS.values())),
                     step=0.1,
-                    tooltip="Frames per second, on average exact.",
+                    tooltip="Frames per second, on average exact. At most 50 as gif, 90 as webp.",
                 ),
                 *_how_to_save(),
             ],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, fps: float | None, format: str | None = "gif") -> bool | str:
+        """Before a clip is made at length; what comes through a link, None, is checked when it is there."""
+        if format not in (None, *EXTENSIONS):
+            return f"format {format!r} is not known; choose {', '.join(EXTENSIONS)}"
+        try:
+            if fps is not None and format is not None:
+                check_output(f"clip{EXTENSIONS[format] or '.mp4'}", fps)
+        except ValueError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(cls, images, filename_prefix: str, fps: float, format: str = "gif", **options) -> io.NodeOutput:
@@ -114,9 +127,9 @@ class SDVideoSaveGIF(io.ComfyNode):
         path, subfolder = output_file(filename_prefix, EXTENSIONS[format], width, height)
         video = images[..., :3].movedim(3, 0)[None]  # (1, 3, F, H, W)
         graphs = workflow_graphs(cls.hidden.prompt, cls.hidden.extra_pnginfo)
-        WRITERS[EXTENSIONS[format]](video, path, fps, graphs, settings)
+        WRITERS[EXTENSIONS[format]](video, path, fps, graphs, settings, node_progress())
         # ComfyUI counts every dict of an output as a file of the job's.
-        about = [fps, len(settings.play_order(num_frames)), format]
+        about = [fps, len(settings.play_order(num_frames)), format, str(path)]
         return io.NodeOutput(ui={**_shown(path, subfolder, format), "sdvideo": [about]})
 
 

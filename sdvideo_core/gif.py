@@ -11,11 +11,11 @@ from torch import Tensor
 
 from .dithering import Palette, code_colours, colour_codes
 from .frames import video_to_images
-from .playback import DEFAULT_OPTIONS, SaveOptions, check_fps, delays
+from .playback import DEFAULT_OPTIONS, Progress, SaveOptions, check_fps, delays, no_progress
 from .whole_file import whole_file
 
 MAX_COLOURS = 256
-PALETTE_SAMPLE = 1 << 17  # pixels; more cost seconds and choose no better
+PALETTE_SAMPLE, FRAME_SAMPLE = 1 << 17, 1 << 14  # pixels of a clip and of one frame; more choose no better
 
 
 def save_gif(
@@ -24,26 +24,30 @@ def save_gif(
     fps: float = 8,
     comment: str | None = None,
     options: SaveOptions = DEFAULT_OPTIONS,
+    progress: Progress = no_progress,
 ) -> None:
     """Write `video` (1, 3, F, H, W), values 0..1, as a GIF with every frame, even those equal to the one before.
 
     GIF counts in 10 ms, so delays alternate around 1/fps without drift. `comment` is stored in the file.
     A clip of up to 256 colours keeps them exactly, whatever the options say of palette and dithering.
+    `progress` is called after each frame; if it raises, nothing is written.
     Raises ValueError for a wrong video or an fps outside 0.01..50, OSError if the file cannot be written.
     """
     check_fps(fps, "GIF")
     images = video_to_images(video)
     with whole_file(path) as temporary:
-        temporary.write_bytes(b"".join(_blocks(images, fps, comment, options)))
+        temporary.write_bytes(b"".join(_blocks(images, fps, comment, options, progress)))
 
 
-def _blocks(images: list[Image.Image], fps: float, comment: str | None, options: SaveOptions) -> Iterator[bytes]:
+def _blocks(
+    images: list[Image.Image], fps: float, comment: str | None, options: SaveOptions, progress: Progress
+) -> Iterator[bytes]:
     # Pillow's own writer merges equal frames, and then the file has fewer frames than the video.
-    drawn = _draw(images, options)
-    order = options.play_order(len(drawn))
+    order = options.play_order(len(images))
+    durations = delays(len(order), fps, ticks_per_second=100)
     before: Image.Image | None = None
-    for index, delay in zip(order, delays(len(order), fps, ticks_per_second=100), strict=True):
-        frame, shown = drawn[index], drawn[index].convert("RGB")
+    for done, (frame, delay) in enumerate(zip(_draw(images, order, options), durations, strict=True), 1):
+        shown = frame.convert("RGB")
         if before is None:
             changed = (0, 0, *frame.size)
             yield from getheader(frame, info={"loop": _repeats(options.loop), "comment": comment, "duration": delay})[0]
@@ -52,6 +56,7 @@ def _blocks(images: list[Image.Image], fps: float, comment: str | None, options:
         settings = {"duration": delay * 10, "include_color_table": options.palette == "frame"}
         yield from getdata(frame.crop(changed), changed[:2], **settings)
         before = shown
+        progress(done, len(order))
     yield b";"
 
 
@@ -60,35 +65,42 @@ def _repeats(loop: int) -> int | None:
     return None if loop == 1 else max(loop - 1, 0)
 
 
-def _draw(images: list[Image.Image], options: SaveOptions) -> list[Image.Image]:
-    if options.palette == "clip":
-        return _draw_alike(images, options.dither)
-    return [frame for image in images for frame in _draw_alike([image], options.dither)]
+def _draw(images: list[Image.Image], order: list[int], options: SaveOptions) -> Iterator[Image.Image]:
+    """The images in the colours of a GIF, one after the other in the order they are shown."""
+    drawn: list[Image.Image] = []
+    palette, dither = _choose_palette(images if options.palette == "clip" else images[:1], options.dither)
+    for index in order:
+        if index == len(drawn):  # else it goes back
+            if index and options.palette == "frame":
+                palette, dither = _choose_palette([images[index]], options.dither)
+            drawn.append(palette.draw(images[index], dither))
+        yield drawn[index]
 
 
-def _draw_alike(images: list[Image.Image], dither: str) -> list[Image.Image]:
+def _choose_palette(images: list[Image.Image], dither: str) -> tuple[Palette, str]:
+    """Colours for these images, and how to dither: not at all where they have no more than a GIF can hold."""
     colours = _few_colours(images)
-    if colours is None:
-        palette = Palette(_choose_colours(images, is_dithered=dither != "none"))
-    else:
-        palette, dither = Palette(colours), "none"
-    return [palette.draw(image, dither) for image in images]
+    if colours is not None:
+        return Palette(colours), "none"
+    return Palette(_choose_colours(images, is_dithered=dither != "none")), dither
 
 
 def _few_colours(images: Sequence[Image.Image]) -> np.ndarray | None:
     """The colours (N, 3) of the images if a GIF can hold them all."""
-    codes = np.empty(0, np.int64)
-    for image in images:
-        codes = np.union1d(codes, colour_codes(np.asarray(image)))
-        if len(codes) > MAX_COLOURS:
-            return None
-    return code_colours(codes)
+    seen = np.zeros(1 << 24, bool)
+    for step in (7, 1):  # most frames show by a few of their pixels that they have too many
+        for image in images:
+            codes = colour_codes(np.asarray(image)[::step, ::step])
+            seen[codes[~seen[codes]]] = True
+            if np.count_nonzero(seen) > MAX_COLOURS:
+                return None
+    return code_colours(np.flatnonzero(seen))
 
 
 def _choose_colours(images: Sequence[Image.Image], is_dithered: bool) -> np.ndarray:
     """256 colours (N, 3) for these images."""
     num_pixels = len(images) * images[0].width * images[0].height
-    step = math.ceil(math.sqrt(num_pixels / PALETTE_SAMPLE))
+    step = math.ceil(math.sqrt(num_pixels / (FRAME_SAMPLE if len(images) == 1 else PALETTE_SAMPLE)))
     sample = Image.fromarray(np.concatenate([np.asarray(image)[::step, ::step] for image in images]))
     # Dithering mixes only what lies between palette entries. Median cut, Pillow's default, averages rare and
     # strong colours away; maximum coverage keeps the ends of the range. What is not dithered is closer to means.

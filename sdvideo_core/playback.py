@@ -1,6 +1,7 @@
 """Playback: how fast, how often and in which order the frames of a saved clip are shown."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -44,6 +45,12 @@ class SaveOptions:
 
 
 DEFAULT_OPTIONS = SaveOptions()
+
+Progress = Callable[[int, int], None]  # (frames done, of how many), after each; what it raises ends the work
+
+
+def no_progress(_done: int, _total: int) -> None:
+    """For those who need not know."""
 
 
 def check_fps(fps: float, name: str) -> None:

@@ -18,6 +18,9 @@ PICTURE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ANIMATION_EXTENSIONS = (".gif", ".webp", ".png", ".apng")
 VIDEO_EXTENSIONS = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v")
 
+WORTH_A_SEEK = 100  # frames; of most videos at least each 250th stands alone
+TOO_SHORT, SHOWN_INSTEAD = 10, 100  # milliseconds
+
 # As a filter, for PyAV before 17 converts every video to RGB as if its colours were BT.601.
 TO_RGB: list[tuple[str, str | dict[str, str]]] = [("format", "rgb24")]
 
@@ -66,8 +69,43 @@ def count_frames(path: Path) -> int:
         return len(_list_pictures(path))
     if path.suffix.lower() not in VIDEO_EXTENSIONS:
         return _count_animation(path)
-    with _naming(path), av.open(path) as container:
-        return sum(packet.size > 0 for packet in container.demux(video=0))  # containers often misstate their length
+    with _naming(path):
+        return len(_frame_times(path))
+
+
+def _frame_times(path: Path) -> list[int]:
+    """When each frame of a video starts, in its own time base, without decoding any: containers often misstate
+    their length."""
+    with av.open(path) as container:
+        return sorted(packet.pts or 0 for packet in container.demux(video=0) if packet.size > 0)
+
+
+def sample_frames(path: Path, every: int) -> Iterator[Image.Image]:
+    """Every `every`-th frame, as `read_frames` gives them; of a long video without decoding all between them."""
+    times: list[int] = []
+    if every >= WORTH_A_SEEK and path.suffix.lower() in VIDEO_EXTENSIONS and path.is_file():
+        with _naming(path):
+            times = _frame_times(path)[::every]
+    if len(set(times)) > 1:  # some containers have no times
+        yield from _frames_at(path, times)
+    else:
+        yield from (image for _, image in read_frames(path, stride=every))
+
+
+def _frames_at(path: Path, times: list[int]) -> Iterator[Image.Image]:
+    with _naming(path):
+        turns = _quarter_turns(path)
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            for time in times:
+                container.seek(time, stream=stream)  # to the frame before it that stands alone
+                frame = next(f for f in container.decode(stream) if f.pts is not None and f.pts >= time)
+                yield Image.fromarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+
+
+def sequence_files(path: Path) -> list[Path]:
+    """The files whose frames these are, in order: of a folder its pictures, else the file itself."""
+    return _list_pictures(path) if path.is_dir() else [path]
 
 
 def _check_kind(path: Path) -> None:
@@ -128,6 +166,15 @@ def _read_animation(path: Path, picked: list[int]) -> Iterator[tuple[str, Image.
         for index in picked:
             image.seek(_first_frame(image) + index)
             yield f"frame {index}", to_rgb(image)
+
+
+def timed_frames(path: Path) -> Iterator[tuple[Image.Image, int]]:
+    """The frames of an animation, each with how many milliseconds browsers show it."""
+    with _naming(path), Image.open(path) as image:
+        for index in range(_first_frame(image), getattr(image, "n_frames", 1)):
+            image.seek(index)
+            milliseconds = round(image.info.get("duration", 0))
+            yield to_rgb(image), milliseconds if milliseconds > TOO_SHORT else SHOWN_INSTEAD
 
 
 def _read_video(path: Path, frames: int | None, offset: int, stride: int) -> Iterator[tuple[str, Image.Image]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .sequence import count_frames, read_frames
+from .sequence import count_frames, sample_frames
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def make_thumbnails(path: Path, height: int = 64, most: int = 128) -> Thumbnails
     num_frames = count_frames(path)
     every = max(math.ceil(num_frames / most), 1)
     images, size = [], (0, 0)
-    for _, image in read_frames(path, stride=every):
+    for image in sample_frames(path, every):
         size = size if images else image.size
         images.append(image.resize((max(round(image.width * height / image.height), 1), height)))
     return Thumbnails(num_frames, size, every, images)

@@ -1,5 +1,7 @@
 /** Clips that a player shows: frames decoded here, a video, or a picture that moves by itself. */
 
+import { pictureAt } from "./clock.js";
+
 const VIDEO = /\.(mp4|m4v|mov|webm|mkv)$/i;
 const DECODED = { gif: "image/gif", webp: "image/webp", apng: "image/png", png: "image/png", avif: "image/avif" };
 
@@ -17,7 +19,8 @@ export async function openClip(files, fps, onFrame) {
   const type = DECODED[filename.split(".").pop().toLowerCase()];
   // Browsers offer it to pages from this machine or https only.
   const decodes = globalThis.ImageDecoder && type && (await ImageDecoder.isTypeSupported(type));
-  return decodes ? FrameClip.open(await decodedFrames(url, type, fps), onFrame) : PictureClip.open(url);
+  if (decodes) return FrameClip.open(await decodedFrames(url, type, fps), onFrame);
+  return VideoClip.open(url.replace("/view?", "/sdvideo/clip?"), fps, onFrame).catch(() => PictureClip.open(url));
 }
 
 async function download(url) {
@@ -94,8 +97,11 @@ class FrameClip {
   }
 
   #draw({ image, width, height, duration }) {
-    Object.assign(this.element, { width, height });
-    this.element.getContext("2d").drawImage(image, 0, 0);
+    const context = this.element.getContext("2d");
+    // A canvas of a new size is a new canvas, which costs more than the frame.
+    if (this.width !== width || this.height !== height) Object.assign(this.element, { width, height });
+    else context.clearRect(0, 0, width, height);
+    context.drawImage(image, 0, 0);
     this.#duration = duration;
     this.#onFrame();
   }
@@ -105,7 +111,7 @@ class FrameClip {
     let due = performance.now();
     while (this.numFrames > 1) {
       due = Math.max(due + this.#duration / speed, performance.now());
-      await new Promise((resolve) => setTimeout(resolve, due - performance.now()));
+      await pictureAt(due);
       if (run !== this.#run) return;
       await this.show((this.index + 1) % this.numFrames);
     }

@@ -18,6 +18,13 @@ export function letTheCanvasHandle(element, app) {
   for (const type of ["pointerdown", "wheel", "contextmenu"]) element.addEventListener(type, forward);
 }
 
+const KEYS = [" ", "Enter", "Home", "End", "ArrowUp", "ArrowDown", "ArrowLeft", "ArrowRight", "Delete", "Backspace"];
+
+/** What buttons, sliders and lists use must not also delete or move nodes. */
+function keepKeys(element) {
+  element.addEventListener("keydown", (event) => KEYS.includes(event.key) && event.stopPropagation());
+}
+
 /** Put an element below a node's other widgets; nothing of it is stored. Heights in pixels, 0 while it is hidden. */
 export function addElementWidget(node, name, element, heightAt, app) {
   const margin = 10;
@@ -32,6 +39,7 @@ export function addElementWidget(node, name, element, heightAt, app) {
   });
   widget.serialize = false;
   letTheCanvasHandle(element, app);
+  keepKeys(element);
   return widget;
 }
 

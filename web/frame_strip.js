@@ -1,10 +1,11 @@
 /** A strip of a clip's frames, small, that marks those a node picks. */
 
 import { tag } from "./elements.js";
+import { say } from "./words.js";
 
 export class FrameStrip {
   element = tag("div", { className: "sdvideo-strip" });
-  #frames = tag("ol", { ariaLabel: "Frames", tabIndex: 0 });
+  #frames = tag("ol", { ariaLabel: say("frames"), tabIndex: 0 });
   #caption = tag("p", { role: "status" });
   #clip = null;
   #pick = null;
@@ -17,7 +18,7 @@ export class FrameStrip {
   /** clip: {num_frames, width, height, every, thumbnails}, a thumbnail's URL for every `every`-th frame. */
   show(clip) {
     this.#clip = clip;
-    this.#frames.replaceChildren(...clip.thumbnails.map((url, index) => frameItem(url, index * clip.every)));
+    this.#frames.replaceChildren(...clip.thumbnails.map(frameItem));
     this.#frames.hidden = false;
     this.#mark();
   }
@@ -25,8 +26,12 @@ export class FrameStrip {
   clear(message) {
     this.#clip = null;
     this.#frames.hidden = true;
-    this.#caption.textContent = message;
-    this.#caption.toggleAttribute("data-wrong", true);
+    this.#say(message, true);
+  }
+
+  /** Say what is going on; the frames stay until there are others. */
+  wait(message) {
+    this.#say(message, false);
   }
 
   /** pick: {offset, stride, num_frames} as in the node. */
@@ -40,11 +45,15 @@ export class FrameStrip {
     const { every, num_frames: available, width, height } = this.#clip;
     const picked = pickedFrames(this.#pick, available);
     const marked = new Set(picked.map((frame) => Math.floor(frame / every)));
-    [...this.#frames.children].forEach((item, index) => item.toggleAttribute("data-picked", marked.has(index)));
+    [...this.#frames.children].forEach((item, index) => markItem(item, index * every, marked.has(index)));
     const missing = this.#pick.num_frames - picked.length;
-    const lack = missing > 0 ? `; ${missing} too few` : "";
-    this.#caption.textContent = `${picked.length} of ${available} frames, ${width} × ${height}${lack}`;
-    this.#caption.toggleAttribute("data-wrong", missing > 0);
+    const lack = missing > 0 ? say("tooFew", { missing }) : "";
+    this.#say(say("picked", { picked: picked.length, available, width, height }) + lack, missing > 0);
+  }
+
+  #say(message, isWrong) {
+    this.#caption.textContent = message;
+    this.#caption.toggleAttribute("data-wrong", isWrong);
   }
 }
 
@@ -54,8 +63,13 @@ export function pickedFrames({ offset, stride, num_frames }, available) {
   return frames.filter((frame) => frame < available);
 }
 
-function frameItem(url, frame) {
-  const item = tag("li", { title: `Frame ${frame}` });
-  item.append(tag("img", { src: url, alt: `Frame ${frame}`, loading: "lazy", draggable: false }));
+function frameItem(url) {
+  const item = tag("li");
+  item.append(tag("img", { src: url, loading: "lazy", draggable: false }));
   return item;
+}
+
+function markItem(item, frame, isPicked) {
+  item.toggleAttribute("data-picked", isPicked);
+  item.title = item.firstChild.alt = say(isPicked ? "framePicked" : "frameNumber", { frame });
 }

@@ -52,12 +52,25 @@ function latin1(bytes) {
 }
 
 function parseGraphs(comment) {
-  // Python writes NaN for a node that is to run every time; JSON has no such number.
-  const json = comment.replace(/"(?:[^"\\]|\\.)*"|-?Infinity|NaN/g, (part) => (part[0] === '"' ? part : "null"));
+  const graphs = parseJson(comment) ?? parseJson(withoutNaN(comment));
+  return graphs?.workflow || graphs?.prompt ? graphs : null;
+}
+
+/** Null when it is none. */
+function parseJson(text) {
   try {
-    const graphs = JSON.parse(json);
-    return graphs?.workflow || graphs?.prompt ? graphs : null;
+    return JSON.parse(text);
   } catch {
     return null;
   }
+}
+
+/** Python writes NaN for a node that is to run every time; JSON has no such number. */
+function withoutNaN(json) {
+  let isText = false;
+  // Each match is short: one of a whole text would not fit on the stack when the text is long.
+  return json.replace(/\\.|"|-?Infinity|NaN/gs, (part) => {
+    if (part === '"') isText = !isText;
+    return isText || part === '"' || part[0] === "\\" ? part : "null";
+  });
 }

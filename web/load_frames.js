@@ -2,28 +2,45 @@
 
 import { addElementWidget, makeRoom, tag } from "./elements.js";
 import { FrameStrip } from "./frame_strip.js";
+import { nodeAtPath } from "./running_node.js";
 import { readChoice, readDrop, upload } from "./upload.js";
+import { say } from "./words.js";
 
 export const LOAD_FRAMES = "SDVideoLoadFrameSequence";
 
 const PICK = ["offset", "stride", "num_frames"];
 const HEIGHT = 142; // pixels, of elements.css's parts together
+const CLIPS_FOLDER = "sdvideo"; // in the input folder
 // One file of these is a clip by itself; other pictures are frames of one, in a folder.
-const CLIP = /\.(gif|webp|apng|mp4|webm|mov|mkv|avi|m4v)$/i;
+const CLIP = /\.(gif|apng|mp4|webm|mov|mkv|avi|m4v)$/i;
+const CLIP_OR_PICTURE = /\.webp$/i;
+
+const strips = new WeakMap(); // node -> what reads its source again
 
 export function addStrip(node, app) {
   const strip = new FrameStrip();
-  const progress = tag("progress", { hidden: true, ariaLabel: "Upload" });
+  const progress = tag("progress", { hidden: true, ariaLabel: say("upload") });
   const bring = (chosen) => bringIn(node, chosen, strip, progress, app);
-  const element = tag("div", { className: "sdvideo-frames", role: "group", ariaLabel: "Frames to load" });
+  const element = tag("div", { className: "sdvideo-frames", role: "group", ariaLabel: say("framesToLoad") });
   const buttons = tag("div", { className: "sdvideo-controls" });
-  buttons.append(chooser("Choose Files", { multiple: true, accept: "image/*,video/*" }, bring));
-  buttons.append(chooser("Choose Folder", { webkitdirectory: true }, bring), progress);
+  buttons.append(chooser(say("chooseFiles"), { multiple: true, accept: "image/*,video/*" }, bring));
+  buttons.append(chooser(say("chooseFolder"), { webkitdirectory: true }, bring), progress);
   element.append(buttons, strip.element);
   addElementWidget(node, "frames", element, () => HEIGHT, app);
   followWidgets(node, strip, app);
   takeDrops(node, element, bring, app);
   makeRoom(node);
+}
+
+/** After ComfyUI has looked for new files. */
+export function readStripsAgain(app) {
+  for (const graph of [app.rootGraph, ...app.rootGraph.subgraphs.values()])
+    for (const node of graph.nodes) strips.get(node)?.();
+}
+
+/** A node runs, maybe as its files have changed. */
+export function followFiles(app) {
+  app.api.addEventListener("executing", ({ detail }) => strips.get(detail && nodeAtPath(detail, app))?.());
 }
 
 function takeDrops(node, element, bring, app) {
@@ -32,11 +49,16 @@ function takeDrops(node, element, bring, app) {
     event.preventDefault();
     app.dragOverNode = node;
   });
+  element.addEventListener("dragleave", () => {
+    if (app.dragOverNode === node) app.dragOverNode = null;
+  });
   node.onDragOver = ({ dataTransfer }) => dataTransfer.types.includes("Files");
-  node.onDragDrop = async ({ dataTransfer }) => {
-    await bring(await readDrop(dataTransfer));
-    return true;
-  };
+  node.onDragDrop = (event) => isAbove(node, event, app) && readDrop(event.dataTransfer).then(bring).then(() => true);
+}
+
+/** Above the elements of other nodes the classic canvas does not see either that it was left. */
+function isAbove(node, { canvasX, canvasY }, app) {
+  return globalThis.LiteGraph.vueNodesMode || app.canvas.graph.getNodeOnPos(canvasX, canvasY) === node;
 }
 
 /** A button that opens a file dialog. */
@@ -51,22 +73,36 @@ async function bringIn(node, chosen, strip, progress, app) {
   try {
     await uploadSource(node, chosen, app, (fraction) => (progress.value = fraction));
   } catch (error) {
-    strip.clear(`Cannot upload ${error.message}`);
+    strip.clear(say("cannotUpload", { error: error.message }));
   }
   progress.hidden = true;
 }
 
 /** Upload files and make them the node's source. */
 async function uploadSource(node, { files, folder }, app, onProgress) {
-  if (!files.length) throw new Error("nothing: these are no pictures or videos");
-  const single = files.length === 1 && CLIP.test(files[0].name);
-  const subfolder = single ? "" : freeName(folder || stem(files[0].name), await listSources(app));
-  const [name] = await upload(files, subfolder, app.api, onProgress);
-  const source = single ? name : subfolder;
+  if (!files.length) throw new Error(say("noMedia"));
+  const { clip, pictures } = oneSource(files, app);
+  const subfolder = clip ? CLIPS_FOLDER : freeName(folder || stem(pictures[0].name), await listSources(app));
+  const [name] = await upload(clip ? [clip] : pictures, subfolder, app.api, onProgress);
+  const source = clip ? `${subfolder}/${name}` : subfolder;
   const widget = widgetOf(node, "source");
   if (!widget.options.values.includes(source)) widget.options.values.push(source);
   widget.value = source;
   widget.callback?.(source);
+}
+
+/** What of the files a node can load: {clip} or {pictures}. The user is told what is left out. */
+function oneSource(files, app) {
+  const isClip = ({ name }) => CLIP.test(name) || (files.length === 1 && CLIP_OR_PICTURE.test(name));
+  const pictures = files.filter((file) => !isClip(file));
+  const [clip, ...others] = files.filter(isClip);
+  if (clip && pictures.length) tell(say("onlyPictures"), app);
+  else if (others.length) tell(say("onlyOneClip", { file: clip.name }), app);
+  return pictures.length ? { pictures } : { clip };
+}
+
+function tell(detail, app) {
+  app.extensionManager.toast.add({ severity: "warn", summary: say("loadFrames"), detail, life: 8000 });
 }
 
 async function listSources(app) {
@@ -80,9 +116,11 @@ function stem(filename) {
   return filename.replace(/\.\w+$/, "").replace(/[\s._-]*\d*$/, "") || "frames";
 }
 
-function freeName(name, taken) {
+/** Most disks take WALK and walk for the same. */
+function freeName(name, sources) {
+  const taken = new Set([CLIPS_FOLDER, ...sources].map((source) => source.toLowerCase()));
   let free = name;
-  for (let count = 2; taken.includes(free); count++) free = `${name} (${count})`;
+  for (let count = 2; taken.has(free.toLowerCase()); count++) free = `${name} (${count})`;
   return free;
 }
 
@@ -93,20 +131,24 @@ function widgetOf(node, name) {
 function followWidgets(node, strip, app) {
   const pick = () => strip.pick(Object.fromEntries(PICK.map((name) => [name, widgetOf(node, name).value])));
   let shown = null;
-  const load = async () => {
-    const source = widgetOf(node, "source").value;
-    if (!source || source === shown) return;
-    shown = source;
+  let reading = 0;
+  const read = async () => {
+    const request = ++reading;
+    const source = (shown = widgetOf(node, "source").value);
+    if (!source) return;
+    strip.wait(say("reading", { source }));
     const clip = await describe(source, app);
-    if (shown !== source) return;
+    if (request !== reading) return;
+    if (clip.error) shown = null;
     if (clip.error) strip.clear(clip.error);
     else strip.show(clip);
     makeRoom(node);
   };
   const follow = () => {
     pick();
-    load();
+    if (widgetOf(node, "source").value !== shown) read();
   };
+  strips.set(node, read);
   for (const name of [...PICK, "source"]) after(widgetOf(node, name), "callback", follow);
   // A workflow's values come after the node is made, without callbacks.
   after(node, "onConfigure", follow);
@@ -114,8 +156,12 @@ function followWidgets(node, strip, app) {
 }
 
 async function describe(source, app) {
-  const response = await app.api.fetchApi(`/sdvideo/strip?${new URLSearchParams({ source })}`);
-  return response.ok ? response.json() : { error: await response.text() };
+  try {
+    const response = await app.api.fetchApi(`/sdvideo/strip?${new URLSearchParams({ source })}`);
+    return response.ok ? await response.json() : { error: await response.text() };
+  } catch (error) {
+    return { error: say("cannotRead", { source, error: error.message }) };
+  }
 }
 
 function after(object, name, action) {

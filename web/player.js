@@ -1,14 +1,16 @@
-/** A player: a clip with buttons to play, pause and step, a slider, a speed and a frame counter. */
+/** A player: a clip, or one of several, with buttons to play, pause and step, a slider, a speed and a frame counter. */
 
 import { openClip } from "./clip.js";
 import { tag } from "./elements.js";
+import { say } from "./words.js";
 
 const SPEEDS = [0.25, 0.5, 1, 2, 4];
 const CONTROLS_HEIGHT = 34; // pixels, in elements.css
 
 export class Player {
-  element = tag("div", { className: "sdvideo-player", hidden: true, role: "group", ariaLabel: "Video player" });
+  element = tag("div", { className: "sdvideo-player", hidden: true, role: "group", ariaLabel: say("videoPlayer") });
   stage = tag("div", { className: "sdvideo-stage" });
+  #choice = []; // clips that it can show, as in load
   #clip = null;
   #loading = 0;
   #speed = 1;
@@ -16,31 +18,51 @@ export class Player {
   #playing = !matchMedia("(prefers-reduced-motion: reduce)").matches;
   #onScreen = false;
   #observer = new IntersectionObserver((entries) => this.#setOnScreen(entries.at(-1).isIntersecting));
+  #onHidden = () => this.#run();
 
   constructor() {
-    this.previous = button("Previous frame", "pi-step-backward", () => this.step(-1));
-    this.toggle = button("Pause", "pi-pause", () => this.setPlaying(!this.#playing));
-    this.next = button("Next frame", "pi-step-forward", () => this.step(1));
-    this.slider = tag("input", { type: "range", min: 0, step: 1, ariaLabel: "Frame" });
+    this.previous = button(say("previousFrame"), "pi-step-backward", () => this.step(-1));
+    this.toggle = button(say("pause"), "pi-pause", () => this.setPlaying(!this.#playing));
+    this.next = button(say("nextFrame"), "pi-step-forward", () => this.step(1));
+    this.slider = tag("input", { type: "range", min: 0, step: 1, ariaLabel: say("frame") });
     this.slider.oninput = () => this.seek(Number(this.slider.value));
-    this.counter = tag("output", { ariaLabel: "Frame counter" });
+    // It changes with every frame, which nobody wants read out.
+    this.counter = tag("output", { ariaLabel: say("frameCounter"), ariaLive: "off" });
     this.speed = speedMenu((speed) => this.setSpeed(speed));
-    const controls = tag("div", { className: "sdvideo-controls" });
-    controls.append(this.previous, this.toggle, this.next, this.slider, this.counter, this.speed);
-    this.element.append(this.stage, controls);
+    this.clips = tag("select", { ariaLabel: say("clip"), title: say("clip") });
+    this.clips.onchange = () => this.#open();
+    this.controls = tag("div", { className: "sdvideo-controls" });
+    this.controls.append(this.previous, this.toggle, this.next, this.slider, this.counter, this.speed);
+    this.element.append(this.stage, this.controls);
     this.element.addEventListener("keydown", (event) => this.#onKey(event));
     this.#observer.observe(this.stage);
+    document.addEventListener("visibilitychange", this.#onHidden);
   }
 
-  /** Show a clip in place of the one before; files and fps as in openClip. */
-  async load(files, fps) {
+  /** Show clips, one at a time, in place of those before: [{files, fps}] as in openClip. */
+  async load(clips) {
+    this.#choice = clips;
+    const names = clips.map(({ files }, index) => say("clipName", { number: index + 1, name: files[0].filename }));
+    this.clips.replaceChildren(...names.map((name, index) => new Option(name, index)));
+    if (clips.length > 1) this.controls.prepend(this.clips);
+    else this.clips.remove();
+    await this.#open();
+  }
+
+  /** The files of the clip that is chosen. */
+  get files() {
+    return this.#choice[this.clips.selectedIndex]?.files ?? [];
+  }
+
+  async #open() {
     const loading = ++this.#loading;
+    const { files, fps } = this.#choice[this.clips.selectedIndex];
     try {
-      const clip = await openClip(files, fps, () => this.#update());
+      const clip = await openClip(files, fps, () => this.#showFrame());
       if (loading !== this.#loading) return clip.close();
       this.#replace(clip);
     } catch (error) {
-      if (loading === this.#loading) this.#fail(`Cannot show ${files[0].filename}: ${error.message}`);
+      if (loading === this.#loading) this.#fail(say("cannotShow", { file: files[0].filename, error: error.message }));
     }
   }
 
@@ -74,6 +96,7 @@ export class Player {
   close() {
     this.#loading++;
     this.#observer.disconnect();
+    document.removeEventListener("visibilitychange", this.#onHidden);
     this.#clip?.close();
     this.#clip = null;
   }
@@ -105,24 +128,30 @@ export class Player {
 
   #run() {
     this.#clip?.pause();
-    if (this.#playing && this.#onScreen) this.#clip?.play(this.#speed).catch(ignoreAbort);
+    if (this.#playing && this.#onScreen && !document.hidden) this.#clip?.play(this.#speed).catch(ignoreAbort);
   }
 
   #update() {
-    const { numFrames = 0, index = 0 } = this.#clip ?? {};
-    this.counter.value = numFrames ? `${index + 1} / ${numFrames}` : "";
+    const { numFrames = 0 } = this.#clip ?? {};
     this.slider.max = Math.max(numFrames - 1, 0);
-    this.slider.value = index;
     this.previous.disabled = this.next.disabled = this.slider.disabled = this.speed.disabled = numFrames < 2;
     this.toggle.disabled = !this.#clip || numFrames === 1;
-    label(this.toggle, ...(this.#playing ? ["Pause", "pi-pause"] : ["Play", "pi-play"]));
+    label(this.toggle, ...(this.#playing ? [say("pause"), "pi-pause"] : [say("play"), "pi-play"]));
+    this.#showFrame();
+  }
+
+  /** After each frame: as little as can be. */
+  #showFrame() {
+    const { numFrames = 0, index = 0 } = this.#clip ?? {};
+    const text = numFrames ? `${index + 1} / ${numFrames}` : "";
+    if (text === this.counter.value) return;
+    this.counter.value = text;
+    this.slider.value = index;
   }
 
   #onKey(event) {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (step && event.target.tagName === "BUTTON" && !this.next.disabled) this.step(step);
-    // What the controls use must not also delete or move nodes.
-    if (step || [" ", "Enter", "Home", "End", "ArrowUp", "ArrowDown"].includes(event.key)) event.stopPropagation();
   }
 }
 
@@ -139,7 +168,7 @@ function button(text, icon, onclick) {
 }
 
 function speedMenu(onSpeed) {
-  const menu = tag("select", { ariaLabel: "Speed", title: "Speed" });
+  const menu = tag("select", { ariaLabel: say("speed"), title: say("speed") });
   menu.append(...SPEEDS.map((speed) => new Option(`${speed}×`, speed, speed === 1, speed === 1)));
   menu.onchange = () => onSpeed(Number(menu.value));
   return menu;

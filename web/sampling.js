@@ -1,8 +1,9 @@
 /** Live preview: the clip being sampled plays on the node that samples it, with step, speed and time left. */
 
 import { addElementWidget, makeRoom, tag } from "./elements.js";
+import { runningNode } from "./running_node.js";
+import { say } from "./words.js";
 
-const FRAME_TIME = 125; // milliseconds; these models are made for 8 frames per second
 const TEXT_HEIGHT = 20; // pixels, in elements.css
 
 /** Follow what the server reports of sampling; a preview is gone when its node is done. */
@@ -13,12 +14,10 @@ export function showSampling(app) {
     live = null;
   };
   app.api.addEventListener("sdvideo.sampling", ({ detail }) => {
-    const node = app.graph?.getNodeById(detail.node);
+    const node = runningNode(detail, app);
+    if (live?.node !== node) end();
     if (!node) return;
-    if (live?.node !== node) {
-      end();
-      live = new LivePreview(node, app);
-    }
+    live ??= new LivePreview(node, app);
     live.show(detail);
   });
   for (const kind of ["executing", "execution_success", "execution_error", "execution_interrupted"])
@@ -26,10 +25,10 @@ export function showSampling(app) {
 }
 
 class LivePreview {
-  element = tag("div", { className: "sdvideo-live", role: "group", ariaLabel: "Live preview" });
-  #canvas = tag("canvas", { hidden: true, role: "img", ariaLabel: "The clip so far" });
-  #text = tag("output", { ariaLabel: "Progress" });
-  #sheet = null; // {picture, frames, columns, width, height}
+  element = tag("div", { className: "sdvideo-live", role: "group", ariaLabel: say("livePreview") });
+  #canvas = tag("canvas", { hidden: true, role: "img", ariaLabel: say("clipSoFar") });
+  #text = tag("output", { ariaLabel: say("progress"), ariaLive: "off" });
+  #sheet = null; // {picture, frames, fps, columns, width, height}
   #restoreStock;
   #timer = 0;
   #frame = 0;
@@ -72,7 +71,7 @@ class LivePreview {
     this.#timer = setInterval(() => {
       this.#frame = (this.#frame + 1) % this.#sheet.frames;
       this.#draw();
-    }, FRAME_TIME);
+    }, 1000 / this.#sheet.fps);
   }
 
   #draw() {
@@ -96,8 +95,13 @@ function hideStockPreview(node) {
 
 /** Step, speed and time left of a report, in words. */
 export function describeSpeed({ step, steps, seconds_per_step: seconds, seconds_left: left }) {
-  const speed = seconds < 1 ? `${(1 / seconds).toFixed(1)} steps/s` : `${seconds.toFixed(1)} s/step`;
-  return `${step} / ${steps} · ${speed} · ${clock(left)} left`;
+  const time = say("timeLeft", { time: clock(left) });
+  return `${step} / ${steps} · ${describeStep(seconds)} · ${time}`;
+}
+
+function describeStep(seconds) {
+  if (seconds < 1) return say("stepsPerSecond", { speed: (1 / seconds).toFixed(1) });
+  return say("secondsPerStep", { seconds: seconds.toFixed(1) });
 }
 
 function clock(seconds) {

@@ -2,14 +2,17 @@
 
 import { addElementWidget, makeRoom, tag } from "./elements.js";
 import { Player } from "./player.js";
+import { say } from "./words.js";
 
 export const SAVE_GIF = "SDVideoSaveGIF";
 
-const shown = new WeakMap(); // node -> {player, files: [{filename, subfolder, type, url}]}
+const FPS = 8; // of what does not say it, as these models are made for
+
+const shown = new WeakMap(); // node -> {player, urls} of what it plays
 
 export function addPlayer(node, app) {
   const player = new Player();
-  shown.set(node, { player, files: [] });
+  shown.set(node, { player, urls: "" });
   removeStockPreview(node);
   addElementWidget(node, "player", player.element, (width) => player.heightAt(width), app);
   const { onExecuted, onRemoved } = node;
@@ -31,33 +34,54 @@ function removeStockPreview(node) {
 
 /** Show what a node's output names, unless the player has it already. */
 export function restore(node, output, app) {
-  const names = (output?.images ?? []).map((file) => file.filename).join();
-  if (names !== shown.get(node)?.files.map((file) => file.filename).join()) show(node, output, app);
+  if (filesOf(output, app).map((file) => file.url).join() !== shown.get(node)?.urls) show(node, output, app);
 }
 
 function show(node, output, app) {
-  const files = (output?.images ?? []).map((file) => ({ ...file, url: fileUrl(file, app) }));
+  const files = filesOf(output, app);
   if (!files.length || !shown.has(node)) return;
   const { player } = shown.get(node);
-  shown.set(node, { player, files });
-  const [[fps]] = output.sdvideo ?? [[node.widgets.find((widget) => widget.name === "fps")?.value]];
-  player.load(files, fps || 8).then(() => makeRoom(node));
+  shown.set(node, { player, urls: files.map((file) => file.url).join() });
+  player.load(clipsOf(files, output.sdvideo ?? [])).then(() => makeRoom(node));
+}
+
+function filesOf(output, app) {
+  return (output?.images ?? []).map((file) => ({ ...file, url: fileUrl(file, app) }));
+}
+
+/**
+ * ComfyUI joins what a node puts out when it runs several times, for a list; runs: [fps, num_frames, format, path] of
+ * each. Only a sequence of pictures is several files.
+ */
+function clipsOf(files, runs) {
+  const rest = [...files];
+  const count = ([, numFrames, format]) => (format === "png sequence" ? numFrames : 1);
+  const clips = runs.map((run) => ({ fps: run[0], files: withPath(rest.splice(0, count(run)), run[3]) }));
+  return [...clips.filter((clip) => clip.files.length), ...rest.map((file) => ({ fps: FPS, files: [file] }))];
+}
+
+function withPath(files, path) {
+  return files.map((file) => ({ ...file, path }));
 }
 
 function fileUrl({ filename, subfolder, type }, app) {
   return app.api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
 }
 
-/** Entries for the node's context menu. Of a sequence of pictures, the file is the first, the path their folder's. */
+/**
+ * Entries for the node's context menu, about the clip that is shown. Of a sequence of pictures, the file is the first,
+ * the path their folder's.
+ */
 export function menuItems(node, app) {
-  const { files } = shown.get(node);
+  const { files } = shown.get(node).player;
   if (!files.length) return [];
-  const path = [files[0].type, files[0].subfolder, files.length === 1 && files[0].filename].filter(Boolean).join("/");
+  const place = [files[0].type, files[0].subfolder, files.length === 1 && files[0].filename].filter(Boolean).join("/");
+  const path = files[0].path ?? place; // an output of older versions
   return [
     null,
-    { content: "Open in New Tab", callback: () => window.open(files[0].url, "_blank", "noopener") },
-    { content: "Save File", callback: () => download(files[0]) },
-    { content: "Copy Path", callback: () => copy(path, app) },
+    { content: say("openInNewTab"), callback: () => window.open(files[0].url, "_blank", "noopener") },
+    { content: say("saveFile"), callback: () => download(files[0]) },
+    { content: say("copyPath"), callback: () => copy(path, app) },
   ];
 }
 
@@ -69,7 +93,7 @@ async function copy(text, app) {
   // Browsers offer the clipboard to pages from this machine or https only.
   if (navigator.clipboard) await navigator.clipboard.writeText(text);
   else copyBySelection(text);
-  app.extensionManager?.toast?.add({ severity: "success", summary: "Copied", detail: text, life: 3000 });
+  app.extensionManager?.toast?.add({ severity: "success", summary: say("copied"), detail: text, life: 3000 });
 }
 
 function copyBySelection(text) {

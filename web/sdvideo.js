@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 import { openGraphsInGifs } from "./gif_files.js";
-import { LOAD_FRAMES, addStrip } from "./load_frames.js";
+import { LOAD_FRAMES, addStrip, followFiles, readStripsAgain } from "./load_frames.js";
 import { showSampling } from "./sampling.js";
 import { SAVE_GIF, addPlayer, menuItems, restore } from "./save_gif.js";
 import { showTraining } from "./training.js";
@@ -16,6 +16,11 @@ app.registerExtension({
     openGraphsInGifs(app);
     showSampling(app);
     showTraining(app);
+    followFiles(app);
+  },
+
+  refreshComboInNodes() {
+    readStripsAgain(app);
   },
 
   nodeCreated(node) {

@@ -2,60 +2,69 @@
 
 import { addElementWidget, makeRoom, tag } from "./elements.js";
 import { Player } from "./player.js";
+import { runningNode } from "./running_node.js";
 import { describeSpeed } from "./sampling.js";
+import { say } from "./words.js";
 
 export const TRAIN_LORA = "SDVideoTrainLoRA";
 
 const CURVE = { width: 480, height: 160 }; // pixels of the canvas, shown at the node's width
 const TEXT_HEIGHT = 20; // pixels, in elements.css
 
+/** Follow what the server reports of training; a curve stays until its node, or the node it is shown on, is another. */
 export function showTraining(app) {
+  const monitors = new Map(); // where the training node is -> Monitor
   app.api.addEventListener("sdvideo.training", ({ detail }) => {
-    const node = app.graph?.getNodeById(detail.node);
-    if (node) (monitors.get(node) ?? addMonitor(node, app)).show(detail, app);
+    const path = `${detail.workflow} ${detail.node}`;
+    const node = runningNode(detail, app);
+    if (monitors.get(path)?.node !== node) {
+      monitors.get(path)?.close();
+      monitors.delete(path);
+    }
+    if (!node) return;
+    if (!monitors.has(path)) monitors.set(path, new Monitor(node, app));
+    monitors.get(path).show(detail, app);
   });
 }
 
-const monitors = new WeakMap(); // node -> Monitor
-
-function addMonitor(node, app) {
-  const monitor = new Monitor(node);
-  monitors.set(node, monitor);
-  addElementWidget(node, "training", monitor.element, (width) => monitor.heightAt(width), app);
-  const { onRemoved } = node;
-  node.onRemoved = function () {
-    onRemoved?.apply(this, arguments);
-    monitor.player.close();
-  };
-  return monitor;
-}
-
 class Monitor {
-  element = tag("div", { className: "sdvideo-live", role: "group", ariaLabel: "Training" });
+  element = tag("div", { className: "sdvideo-live", role: "group", ariaLabel: say("training") });
   player = new Player();
   #curve = tag("canvas", { ...CURVE, role: "img" });
-  #text = tag("output", { ariaLabel: "Progress" });
+  #text = tag("output", { ariaLabel: say("progress"), ariaLive: "off" });
   #sample = "";
 
-  constructor(node) {
+  constructor(node, app) {
     this.node = node;
     this.element.append(this.#curve, this.#text, this.player.element);
+    this.widget = addElementWidget(node, "training", this.element, (width) => this.heightAt(width), app);
+    const { onRemoved } = node;
+    node.onRemoved = (...args) => {
+      onRemoved?.apply(node, args);
+      this.player.close();
+    };
+  }
+
+  close() {
+    this.player.close();
+    if (this.node.widgets.includes(this.widget)) this.node.removeWidget(this.widget);
+    this.node.setDirtyCanvas(true, true);
   }
 
   show(report, app) {
     const loss = report.losses.at(-1);
-    this.#text.value = `${describeSpeed(report)} · loss ${loss.toFixed(4)}`;
-    this.#curve.ariaLabel = `Loss curve, ${loss.toFixed(4)} now`;
+    this.#text.value = `${describeSpeed(report)} · ${say("loss", { loss: loss.toFixed(4) })}`;
+    this.#curve.ariaLabel = say("lossCurve", { loss: loss.toFixed(4) });
     drawCurve(this.#curve, report.losses);
     const { sample } = report;
-    if (sample && sample.filename !== this.#sample) this.#showSample(sample, app);
+    if (sample && JSON.stringify(sample) !== this.#sample) this.#showSample(sample, app);
     makeRoom(this.node);
   }
 
   async #showSample(sample, app) {
-    this.#sample = sample.filename;
+    this.#sample = JSON.stringify(sample);
     const url = app.api.apiURL(`/view?${new URLSearchParams(sample)}`);
-    await this.player.load([{ ...sample, url }], 8);
+    await this.player.load([{ files: [{ ...sample, url }], fps: 8 }]);
     makeRoom(this.node);
   }
 

@@ -40,7 +40,9 @@ export async function readDrop(transfer) {
 /** The pictures and videos that were chosen in a file dialog, as in readDrop. */
 export function readChoice(input) {
   const files = [...input.files];
-  return { files: files.filter(isMedia), folder: files[0]?.webkitRelativePath.split("/")[0] ?? "" };
+  // A chosen folder comes with all that is in its folders; what is right in it has a path of two parts.
+  const isInside = ({ webkitRelativePath: path }) => path.split("/").length <= 2;
+  return { files: files.filter(isMedia).filter(isInside), folder: files[0]?.webkitRelativePath.split("/")[0] ?? "" };
 }
 
 function isMedia(file) {

@@ -19,7 +19,17 @@ def send(event: str, report: Json) -> None:
     """Sends a report about the node that runs; without a page, or where ComfyUI is a library, nothing happens."""
     server = getattr(PromptServer, "instance", None)
     if server and server.client_id is not None:
-        server.send_sync(event, {"node": server.last_node_id, **report}, server.client_id)
+        server.send_sync(event, {**_running_node(server), **report}, server.client_id)
+
+
+def _running_node(server: PromptServer) -> Json:
+    """The node's id and type, and the id of its workflow: the page may show another when the report comes."""
+    about: Json = {"node": server.last_node_id, "type": None, "workflow": None}
+    for _, prompt_id, prompt, extra, *_ in server.prompt_queue.get_current_queue_volatile()[0]:
+        if prompt_id == server.last_prompt_id:
+            about["type"] = prompt.get(server.last_node_id, {}).get("class_type")
+            about["workflow"] = ((extra.get("extra_pnginfo") or {}).get("workflow") or {}).get("id")
+    return about
 
 
 class Reports:

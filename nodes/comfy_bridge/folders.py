@@ -17,7 +17,7 @@ from ...sdvideo_core.demo import EXAMPLES, demo_model
 from ...sdvideo_core.layouts import DIFFUSERS_INDEX, SHARD
 from ...sdvideo_core.part_config import STEMS
 from ...sdvideo_core.state_dict import WEIGHT_SUFFIXES
-from ...sdvideo_core.video_io import is_sequence, natural_order
+from ...sdvideo_core.video_io import is_sequence, natural_order, sequence_files
 
 MODEL_FOLDER = "text2video"
 DEMO_NAME = "demo"
@@ -125,9 +125,20 @@ def input_sequences() -> list[str]:
     return names + examples
 
 
-def stamp(path: Path) -> list[tuple[str, int, int]]:
+Stamp = list[tuple[str, int, int]]
+
+
+def stamp(path: Path) -> Stamp:
     """Changes whenever a file, or a file of a folder or its subfolders, does."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return _stamp_of(sorted(path.rglob("*")) if path.is_dir() else [path], path)
+
+
+def sequence_stamp(path: Path) -> Stamp:
+    """Changes whenever one of the files does that Load Frame Sequence reads, or which these are."""
+    return _stamp_of(sequence_files(path), path)
+
+
+def _stamp_of(files: list[Path], path: Path) -> Stamp:
     stats = [(file, file.stat()) for file in files]
     return [(file.relative_to(path.parent).as_posix(), stat.st_mtime_ns, stat.st_size) for file, stat in stats]
 
@@ -137,6 +148,17 @@ def input_path(name: str) -> Path:
     path = Path(folder_paths.get_annotated_filepath(name))
     example = EXAMPLES / Path(name).name
     return example if not path.exists() and example.name == name and example.is_dir() else path
+
+
+def stored_file(name: str, subfolder: str, kind: str) -> Path:
+    """A file in ComfyUI's input, output or temp folder, which is its kind; a path out of there is an error."""
+    root = folder_paths.get_directory_by_type(kind or "output")
+    path = Path(root or "", subfolder, name).resolve()
+    if not root or not path.is_relative_to(Path(root).resolve()):
+        raise ValueError(f"Invalid file path: {name!r} in {subfolder!r} of {kind!r}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{name!r} is not a file in {kind or 'output'}; save it again")
+    return path
 
 
 def clips_folder(name: str) -> Path:

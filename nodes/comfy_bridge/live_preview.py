@@ -18,6 +18,7 @@ from ...sdvideo_core.families import Family
 from .browser import Reports
 
 EVENT = "sdvideo.sampling"
+FPS = 8  # which these models are made for
 MAX_FRAMES, MAX_SIDE = 32, 96  # of a preview; latents are an eighth of the frames' size
 
 Callback = Callable[[int, Tensor, Tensor, int], None]  # (index of the step, clean latents, latents, number of steps)
@@ -54,7 +55,8 @@ def _clip(x0: Tensor, latent_format: LatentFormat) -> dict[str, Any]:
     """The frames of clean latents (F, 4, h, w) as one picture of rows and columns; nothing where previews are off."""
     if comfy.cli_args.args.preview_method == comfy.cli_args.LatentPreviewMethod.NoPreviews:
         return {}
-    frames = latents_to_frames(x0[0].transpose(0, 1) if x0.ndim == 5 else x0, latent_format)
+    latents = x0[0].transpose(0, 1) if x0.ndim == 5 else x0
+    frames, fps = latents_to_frames(latents, latent_format), FPS / every_shown(len(latents))
     num_frames, height, width, _ = frames.shape
     columns = math.ceil(math.sqrt(num_frames))
     sheet = Image.new("RGB", (columns * width, math.ceil(num_frames / columns) * height))
@@ -63,13 +65,18 @@ def _clip(x0: Tensor, latent_format: LatentFormat) -> dict[str, Any]:
     file = io.BytesIO()
     sheet.save(file, "JPEG", quality=85)
     image = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-    return {"sheet": {"image": image, "frames": num_frames, "columns": columns, "width": width, "height": height}}
+    size = {"columns": columns, "width": width, "height": height}
+    return {"sheet": {"image": image, "frames": num_frames, "fps": fps, **size}}
+
+
+def every_shown(num_frames: int) -> int:
+    """A preview shows every so-many-th frame of a clip."""
+    return math.ceil(num_frames / MAX_FRAMES)
 
 
 def latents_to_frames(latents: Tensor, latent_format: LatentFormat) -> Tensor:
     """Rough colours of latents (F, 4, h, w) -> uint8 (F, h, w, 3) on the CPU, no more and no larger than a preview."""
-    stride = math.ceil(len(latents) / MAX_FRAMES)
-    latents = latents[::stride].float()
+    latents = latents[:: every_shown(len(latents))].float()
     scale = MAX_SIDE / max(latents.shape[2:])
     if scale < 1:
         latents = torch.nn.functional.interpolate(latents, scale_factor=scale, mode="area")

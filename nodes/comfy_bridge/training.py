@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from .browser import Reports
 from .folders import OWN, clips_folder, lora_file, model_directory, part_path, temporary_folder
 
 EVENT = "sdvideo.training"
+SAMPLES = "training_samples"
 MOST_POINTS = 300
 # A LoRA is float32 whatever it adapts, so the model itself is held in the precision it computes in.
 WEIGHTS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -98,7 +100,7 @@ def train_lora(
     comfy.model_management.unload_all_models()
     try:
         with (
-            tempfile.TemporaryDirectory(dir=temporary_folder()) as folder,
+            tempfile.TemporaryDirectory(dir=temporary_folder(), ignore_cleanup_errors=True) as folder,
             # ComfyUI runs nodes in inference mode, whose tensors never get gradients.
             torch.inference_mode(False),
             torch.enable_grad(),
@@ -177,15 +179,15 @@ def _thinned(losses: list[float]) -> list[float]:
 
 
 def _newest_sample(folder: Path) -> dict[str, str] | None:
-    """Where ComfyUI serves the newest sample clip."""
+    """Where ComfyUI serves the newest sample clip: a copy, for the page may ask after the training's folder is gone."""
     newest = max(folder.glob("*_samples/*.gif"), default=None)
     if newest is None:
         return None
-    return {
-        "filename": newest.name,
-        "subfolder": newest.parent.relative_to(temporary_folder()).as_posix(),
-        "type": "temp",
-    }
+    kept = temporary_folder() / SAMPLES / folder.name / newest.name
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(newest, kept)
+    return {"filename": kept.name, "subfolder": f"{SAMPLES}/{folder.name}", "type": "temp"}
 
 
 def _publish(trained: Path, path: Path, metadata: dict[str, str]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import base64
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,16 @@ START = """async () => {
   return app.queuePrompt(0);
 }"""
 
-DROP = """([place, files]) => {
+DROP = """([way, place, files]) => {
   const transfer = new DataTransfer();
   for (const { name, type, content } of files)
     transfer.items.add(new File([Uint8Array.from(atob(content), (c) => c.charCodeAt(0))], name, { type }));
-  const [clientX, clientY] = place;
-  const event = { bubbles: true, cancelable: true, dataTransfer: transfer, clientX, clientY };
-  const target = document.elementFromPoint(clientX, clientY);
-  for (const kind of ["dragenter", "dragover", "drop"]) target.dispatchEvent(new DragEvent(kind, event));
+  const send = (kind, [clientX, clientY]) => {
+    const event = { bubbles: true, cancelable: true, dataTransfer: transfer, clientX, clientY };
+    document.elementFromPoint(clientX, clientY).dispatchEvent(new DragEvent(kind, event));
+  };
+  for (const over of way) for (const kind of ["dragenter", "dragover", "dragleave"]) send(kind, over);
+  for (const kind of ["dragenter", "dragover", "drop"]) send(kind, place);
 }"""
 
 
@@ -57,6 +60,7 @@ class Canvas:
         expect(self.page.locator(".p-blockui-mask")).to_have_count(0)
         self.page.evaluate("app.extensionManager.setting.set('Comfy.RightSidePanel.IsOpen', false)")
         # A graph of another id, as ComfyUI gives a new node the values of one of the same number before.
+        self.page.evaluate("app.canvas.setGraph(app.rootGraph)")
         script = "() => { app.graph.clear(); app.graph.id = crypto.randomUUID(); app.canvas.ds.reset(); }"
         self.page.evaluate(script)
         self.page.evaluate("app.canvas.setDirty(true, true)")
@@ -73,6 +77,19 @@ class Canvas:
           return Number(node.id);
         }"""
         return self.page.evaluate(script, [node_id, list(position)])
+
+    def wrap(self, *numbers: int) -> str:
+        """Put nodes into a new subgraph. Returns its node's number, "3"; those inside keep theirs."""
+        script = """(ids) => {
+          const nodes = new Set(ids.map((id) => app.graph.getNodeById(id)));
+          return String(app.graph.convertToSubgraph(nodes).node.id);
+        }"""
+        return self.page.evaluate(script, list(numbers))
+
+    def enter(self, number: str | None) -> None:
+        """Open the subgraph of a node, or the graph that all others are in."""
+        script = "(id) => app.canvas.setGraph(id ? app.rootGraph.getNodeById(id).subgraph : app.rootGraph)"
+        self.page.evaluate(script, number)
 
     def select(self, number: int) -> None:
         self.page.evaluate("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", number)
@@ -149,12 +166,15 @@ class Canvas:
         """Tell the page what the server would."""
         self.page.evaluate("([event, detail]) => app.api.dispatchCustomEvent(event, detail)", [event, detail])
 
-    def drop(self, *paths: Path, place: tuple[float, float] = (900, 600)) -> None:
+    def drop(
+        self, *paths: Path, place: tuple[float, float] = (900, 600), way: Iterable[tuple[float, float]] = ()
+    ) -> None:
+        """Drop files at a place of the page, dragged over others on the way."""
         files = [
             {"name": path.name, "type": mime_type(path), "content": base64.b64encode(path.read_bytes()).decode()}
             for path in paths
         ]
-        self.page.evaluate(DROP, [list(place), files])
+        self.page.evaluate(DROP, [list(map(list, way)), list(place), files])
 
     @property
     def player(self) -> Locator:

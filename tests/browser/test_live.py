@@ -10,6 +10,14 @@ expect = pytest.importorskip("playwright.sync_api", reason="playwright is not in
 TEMPLATES = Path(__file__).parents[2] / "example_workflows"
 STEPS = {"classic": 100, "vue": 125}  # ComfyUI does not run again what it has run
 SAMPLERS = {"txt2vid": "SDVideoDDIMSampler", "txt2vid_stock_nodes": "KSampler"}
+REPORTS = {
+    "sdvideo.sampling": ("SDVideoDDIMSampler", "Live preview"),
+    "sdvideo.training": ("SDVideoTrainLoRA", "Training"),
+}
+SPEED = {"step": 1, "steps": 9, "seconds_per_step": 1, "seconds_left": 8, "losses": [0.2, 0.1]}
+SHOWN_ON = """app.canvas.graph.nodes
+  .filter((node) => node.widgets?.some((widget) => ["live_preview", "training"].includes(widget.name)))
+  .map((node) => String(node.id))"""
 
 
 def load(canvas, name, **widgets):
@@ -19,6 +27,11 @@ def load(canvas, name, **widgets):
 
 def live(canvas, name="Live preview"):
     return canvas.page.get_by_role("group", name=name)
+
+
+def shown_on(canvas):
+    """The nodes of the open graph that show a preview or a curve."""
+    return canvas.page.evaluate(SHOWN_ON)
 
 
 def values(canvas):
@@ -31,6 +44,9 @@ def values(canvas):
 def test_the_clip_plays_on_its_sampler_while_it_is_made_and_is_gone_after(canvas, template):
     load(canvas, template, width=64, height=64, num_frames=4, batch_size=4, steps=STEPS[canvas.renderer])
     before = values(canvas)
+    canvas.page.evaluate(
+        "app.api.addEventListener('sdvideo.sampling', ({ detail }) => (window.report = detail), { once: true })"
+    )
     canvas.start()
     expect(live(canvas).get_by_label("Progress")).to_contain_text(f"/ {STEPS[canvas.renderer]} · ")
     picture = live(canvas).get_by_label("The clip so far")
@@ -49,7 +65,9 @@ def test_the_clip_plays_on_its_sampler_while_it_is_made_and_is_gone_after(canvas
     on = canvas.page.evaluate(
         "app.graph.nodes.filter((n) => n.widgets?.some((w) => w.name === 'live_preview'))[0].type"
     )
-    assert on == SAMPLERS[template]
+    about = canvas.page.evaluate("window.report")
+    assert on == about["type"] == SAMPLERS[template]
+    assert about["workflow"] == canvas.serialize()["id"]
     canvas.finish()
     expect(live(canvas)).to_have_count(0)
     assert values(canvas) == before
@@ -95,10 +113,48 @@ def test_training_shows_its_loss_and_a_clip(canvas):
     canvas.finish()
 
 
-def test_cancel_ends_the_preview(canvas):
+def test_cancel_ends_the_preview_which_a_subgraph_shows_too(canvas):
     load(canvas, "txt2vid", width=64, height=64, num_frames=4, steps=5 * STEPS[canvas.renderer])
+    (sampler,) = [node["id"] for node in canvas.serialize()["nodes"] if node["type"] == SAMPLERS["txt2vid"]]
+    outer = canvas.wrap(sampler)
     canvas.start()
     expect(live(canvas)).to_be_visible()
-    canvas.page.evaluate("app.api.interrupt(null)")
+    assert shown_on(canvas) == [outer]
+    canvas.enter(outer)
+    expect(live(canvas)).to_be_visible()
+    canvas.page.wait_for_function(f"({SHOWN_ON}).length === 1")
+    canvas.page.get_by_role("button", name="Cancel current run").click()
     expect(live(canvas)).to_have_count(0)
     assert canvas.ended()[0] == "execution_interrupted"
+
+
+@pytest.mark.parametrize("event", REPORTS)
+def test_a_node_in_a_subgraph_shows_it_where_the_user_is(canvas, event):
+    kind, name = REPORTS[event]
+    inner = canvas.add(kind)
+    outer = canvas.wrap(inner)
+    for place, node in ((None, outer), (outer, str(inner)), (None, outer)):
+        canvas.enter(place)
+        canvas.report(event, {"node": f"{outer}:{inner}", "type": kind, **SPEED})
+        expect(live(canvas, name)).to_be_visible()
+        expect(live(canvas, name).get_by_label("Progress")).to_have_attribute("aria-live", "off")
+        assert shown_on(canvas) == [node]
+    canvas.report("execution_success", {})
+
+
+@pytest.mark.parametrize("event", REPORTS)
+def test_a_report_of_another_workflow_or_kind_of_node_is_not_shown(canvas, event):
+    kind, name = REPORTS[event]
+    number = canvas.add(kind)
+    here = canvas.page.evaluate("app.rootGraph.id")
+    report = {"node": str(number), "type": kind, "workflow": here, **SPEED}
+    for wrong in ({"workflow": "another"}, {"type": "VAEDecode"}, {"node": "77"}, {"node": f"{number}:1"}):
+        canvas.report(event, report | wrong)
+        assert shown_on(canvas) == []
+    canvas.report(event, report)
+    assert shown_on(canvas) == [str(number)]
+    # The same report, after the workflow was switched.
+    canvas.page.evaluate("app.rootGraph.id = crypto.randomUUID()")
+    canvas.report(event, report)
+    assert shown_on(canvas) == []
+    expect(live(canvas, name)).to_have_count(0)

@@ -45,10 +45,14 @@ def player(canvas, clip):
     return show(canvas, clip["gif"])
 
 
-def show(canvas, files):
+def show(canvas, files, *formats):
+    """The player of a new Save GIF node that has saved the files, in as many runs as there are formats."""
     number = canvas.add("SDVideoSaveGIF")
     expect(canvas.player).to_be_hidden()
-    canvas.show_output(number, {"images": files, "sdvideo": [[10, NUM_FRAMES, "gif"]]})
+    formats = formats or ("png sequence" if len(files) > 1 else "gif",)
+    # Outputs of older versions lack the path.
+    path = [f"/of/server/{files[0]['filename']}"] if len(formats) == 1 else []
+    canvas.show_output(number, {"images": files, "sdvideo": [[10, NUM_FRAMES, format, *path] for format in formats]})
     expect(canvas.player).to_be_visible()
     return canvas.player
 
@@ -188,14 +192,20 @@ def test_it_is_there_again_when_the_workflow_is_opened_again(canvas, player):
     expect(player).to_be_visible()
 
 
-def test_without_a_decoder_a_gif_still_moves_and_pauses(canvas, clip):
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_without_a_decoder_as_over_plain_http_it_has_the_same_buttons(canvas, clip, kind):
     canvas.page.evaluate("() => { window.kept = window.ImageDecoder; delete window.ImageDecoder; }")
-    player = show(canvas, clip["gif"])
+    player = show(canvas, clip[kind])
     canvas.page.evaluate("() => { window.ImageDecoder = window.kept; }")
     assert moves(player)
     pause(player)
-    assert abs(color(player) - COLORS[0]).max() <= 2
-    expect(player.get_by_role("button", name="Next frame")).to_be_disabled()
+    for frame in (3, NUM_FRAMES - 1):
+        player.get_by_label("Frame", exact=True).fill(str(frame))
+        expect(counter(player)).to_have_text(f"{frame + 1} / {NUM_FRAMES}")
+        wait_for_color(player, COLORS[frame], 6)
+    player.get_by_role("button", name="Next frame").click()
+    expect(counter(player)).to_have_text(f"1 / {NUM_FRAMES}")
+    wait_for_color(player, COLORS[0], 6)
 
 
 def test_the_menu_opens_saves_and_names_the_file(canvas, player):
@@ -217,7 +227,7 @@ def test_the_menu_opens_saves_and_names_the_file(canvas, player):
             item.click()
             path[entry] = canvas.page.evaluate("navigator.clipboard.readText()")
     assert path == {
-        "Copy Path": "output/plain.gif",
+        "Copy Path": "/of/server/plain.gif",
         "Save File": "plain.gif",
         "Open in New Tab": "filename=plain.gif&subfolder=&type=output",
     }
@@ -229,3 +239,98 @@ def test_a_portrait_clip_is_shown_whole_and_fills_the_node(canvas, output):
     height, width, _ = pixels.shape
     assert height / width == pytest.approx(160 / 120, rel=0.05)
     assert abs(pixels[10:-10, 3:-3] - (200, 30, 30)).max() <= 2
+
+
+@pytest.fixture(scope="module")
+def others(output, clip):
+    """Clips of other lengths, and pictures of the same names in another folder."""
+    for number, length in enumerate((2, 4)):
+        first, *rest = [Image.new("RGB", (WIDTH, HEIGHT), color) for color in COLORS[:length]]
+        first.save(output / f"run_{number}.gif", save_all=True, append_images=rest, duration=100, loop=0)
+    (output / "white").mkdir(exist_ok=True)
+    for index in range(NUM_FRAMES):
+        Image.new("RGB", (WIDTH, HEIGHT), "white").save(output / "white" / f"{index}.png")
+    return {
+        "gifs": [saved("run_0.gif"), saved("run_1.gif")],
+        "white": [{**file, "subfolder": "white"} for file in clip["png"]],
+    }
+
+
+def test_what_several_runs_saved_is_as_many_clips(canvas, clip, others):
+    """Of a list, ComfyUI joins the outputs."""
+    files = [*others["gifs"], *clip["png"], *clip["mp4"]]
+    player = show(canvas, files, "gif", "gif", "png sequence", "mp4")
+    chosen = player.get_by_label("Clip", exact=True)
+    assert chosen.locator("option").all_inner_texts() == ["1: run_0.gif", "2: run_1.gif", "3: 0.png", "4: plain.mp4"]
+    for index, (num_frames, path) in enumerate({2: "run_0.gif", 4: "run_1.gif", NUM_FRAMES: "plain"}.items()):
+        chosen.select_option(str(index))
+        expect(counter(player)).to_contain_text(f"/ {num_frames}")
+        player.locator(".sdvideo-stage").click(button="right")
+        canvas.page.get_by_text("Copy Path", exact=True).last.click()
+        assert canvas.page.evaluate("navigator.clipboard.readText()") == f"output/{path}"
+    chosen.select_option("3")
+    expect(player.locator("video")).to_be_visible()
+
+
+def test_other_files_of_the_same_names_are_shown_when_the_workflow_is_opened_again(canvas, clip, others):
+    player = show(canvas, clip["png"])
+    (node,) = canvas.serialize()["nodes"]
+    output = {"images": others["white"], "sdvideo": [[10, NUM_FRAMES, "png sequence"]]}
+    canvas.page.evaluate("(outputs) => { app.nodeOutputs = outputs }", {str(node["id"]): output})
+    wait_for_color(player, np.array([255, 255, 255]), 2)
+
+
+@pytest.mark.parametrize("key", ["Delete", "Backspace"])
+def test_keys_for_a_button_leave_the_node_alone(canvas, player, key):
+    canvas.select(canvas.serialize()["nodes"][0]["id"])
+    button = player.get_by_role("button", name="Next frame")
+    button.press(key)
+    canvas.wait_for_frames()
+    assert canvas.node_types() == ["SDVideoSaveGIF"]
+
+
+def test_a_frame_changes_the_counter_and_nothing_that_is_read_out(canvas, player):
+    expect(counter(player)).to_have_attribute("aria-live", "off")
+    script = """(player) => new Promise((resolve) => {
+      const changed = [];
+      const observer = new MutationObserver((changes) => {
+        changed.push(...changes.map((change) => change.attributeName ?? `${change.type} of ${change.target.tagName}`));
+        if (changed.length >= 6) resolve([...new Set(changed)]);
+      });
+      observer.observe(player, { attributes: true, childList: true, characterData: true, subtree: true });
+    })"""
+    assert player.evaluate(script) == ["childList of OUTPUT"]
+
+
+def test_clips_share_one_clock_and_stop_with_the_page(canvas, clip):
+    for _ in range(3):
+        number = canvas.add("SDVideoSaveGIF")
+        canvas.show_output(number, {"images": clip["gif"], "sdvideo": [[10, NUM_FRAMES, "gif"]]})
+    canvas.show_output(canvas.add("SDVideoSaveGIF"), {"images": clip["mp4"], "sdvideo": [[10, NUM_FRAMES, "mp4"]]})
+    for index in range(4):
+        expect(counter(canvas.player.nth(index))).to_contain_text(f"/ {NUM_FRAMES}")
+    video = canvas.page.locator(".sdvideo-stage video")
+    expect(video).to_have_js_property("paused", False)
+    script = """() => new Promise((resolve) => {
+      const request = window.requestAnimationFrame;
+      let [asked, pictures] = [0, 0];
+      window.requestAnimationFrame = (action) => {
+        if (new Error().stack.includes("clock.js")) asked++;
+        return request.call(window, action);
+      };
+      const count = () => {
+        if (++pictures < 30) return request.call(window, count);
+        window.requestAnimationFrame = request;
+        resolve(asked);
+      };
+      request.call(window, count);
+    })"""
+    assert canvas.page.evaluate(script) == pytest.approx(30, abs=2)
+    hide = """(hidden) => {
+      Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
+      document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    canvas.page.evaluate(hide, True)
+    expect(video).to_have_js_property("paused", True)
+    canvas.page.evaluate(hide, False)
+    expect(video).to_have_js_property("paused", False)

@@ -88,3 +88,24 @@ def test_the_file_dialog_opens_gifs_too(canvas, tmp_path):
     chooser.value.set_files(path)
     canvas.page.wait_for_function(f"app.graph.nodes.length === {len(workflow['nodes'])}")
     assert canvas.serialize()["nodes"][0]["widgets_values"] == ["视频" * 300]
+
+
+def test_a_long_text_in_a_gif_is_read(canvas):
+    """16 MB, and then a number that JSON has not."""
+    script = """async () => {
+      const { readGifGraphs } = await import("/extensions/sdvideo/gif_comment.js");
+      const encoder = new TextEncoder();
+      return [0, NaN].map((number) => {
+        const text = encoder.encode(`{"workflow": {"text": "${'x\\\\"'.repeat(4e6)}NaN"}, "prompt": [${number}]}`);
+        const blocks = Math.ceil(text.length / 255);
+        const bytes = new Uint8Array(15 + text.length + blocks + 2);
+        bytes.set([...encoder.encode("GIF89a"), 1, 0, 1, 0, 0, 0, 0, 0x21, 0xfe]);
+        for (let block = 0; block < blocks; block++) {
+          const part = text.subarray(255 * block, 255 * (block + 1));
+          bytes.set([part.length, ...part], 15 + 256 * block);
+        }
+        const { workflow, prompt } = readGifGraphs(bytes);
+        return [workflow.text.length, workflow.text.slice(-5), prompt];
+      });
+    }"""
+    assert canvas.page.evaluate(script) == [[8e6 + 3, 'x"NaN', [0]], [8e6 + 3, 'x"NaN', [None]]]

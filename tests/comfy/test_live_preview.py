@@ -68,8 +68,9 @@ def test_the_browser_gets_all_frames_and_the_speed(server, comfy_demo, sampler):
     assert (first["node"], first["step"], first["steps"]) == ("sampler", 1, STEPS)
     assert first["seconds_left"] == pytest.approx((STEPS - 1) * first["seconds_per_step"])
     sheet = first["sheet"]
-    assert {name: sheet[name] for name in ("frames", "columns", "width", "height")} == {
+    assert {name: sheet[name] for name in ("frames", "fps", "columns", "width", "height")} == {
         "frames": NUM_FRAMES,
+        "fps": 8,
         "columns": 3,
         "width": WIDTH // 8,
         "height": HEIGHT // 8,
@@ -88,8 +89,10 @@ def frames_in_comfy(latents):
     import latent_preview
     import numpy as np
     import sdvideo.nodes.comfy_bridge.live_preview as live
+    from comfy.cli_args import LatentPreviewMethod, args
     from comfy.latent_formats import SD15
 
+    args.preview_method = LatentPreviewMethod.Latent2RGB
     stock = latent_preview.Latent2RGBPreviewer(SD15().latent_rgb_factors)
     frames = [np.asarray(stock.decode_latent_to_preview(latents[i : i + 1])) for i in range(len(latents))]
     long = live.latents_to_frames(torch.zeros(70, 4, 9, 200), SD15())
@@ -97,6 +100,7 @@ def frames_in_comfy(latents):
         "ours": live.latents_to_frames(latents, SD15()),
         "stock": torch.from_numpy(np.stack(frames)),
         "long": long,
+        "sheet": live._clip(torch.zeros(70, 4, 8, 8), SD15())["sheet"],
     }
 
 
@@ -107,6 +111,7 @@ def test_each_frame_is_what_the_stock_preview_shows_of_the_first(in_comfy):
     num_frames, height, width, _ = found["long"].shape
     assert (num_frames, width) == (24, 96)  # every third frame, 200 pixels made 96
     assert height == 4
+    assert (found["sheet"]["frames"], found["sheet"]["fps"]) == (24, pytest.approx(8 / 3))  # as long as the clip is
 
 
 def colors_in_comfy(latents, shipped, random):

@@ -129,6 +129,9 @@ def test_frames_are_loaded_again_when_their_files_change_and_only_then(server):
         (lambda: None, set()),
         (lambda: Image.new("RGB", (64, 64), "white").save(folder / "1.png"), {"frames", "save"}),
         (lambda: save_pictures(server.base / "input" / "another", [(64, 64)]), set()),
+        # What file managers and captioners leave there.
+        (lambda: [(folder / name).write_bytes(b"1") for name in (".DS_Store", "Thumbs.db", "0.txt")], set()),
+        (lambda: save_pictures(folder / "sub", [(64, 64)]), set()),
         (lambda: (folder / "0.png").rename(folder / "3.png"), {"frames", "save"}),
     ):
         change_files()

@@ -3,13 +3,14 @@
 import io
 import json
 import shutil
+from pathlib import Path
 
 import av
 import pytest
 from PIL import Image
 
 from tests.unit.gif_blocks import parse_gif
-from tests.unit.small_clips import frame_numbers, grey_images
+from tests.unit.small_clips import frame_numbers, grey_images, noise_images
 
 GRAPH = {
     "frames": {
@@ -68,7 +69,9 @@ def test_the_browser_is_told_what_it_can_show_and_files_hold_the_graphs(server, 
     queued = graph(folder, format=format)
     output = server.run(queued, workflow=WORKFLOW)["outputs"]["save"]
     images = [{"filename": name, "subfolder": folder + subfolder, "type": "output"} for name in names]
-    assert output == {"images": images, "sdvideo": [[12.5, 4, format]], **mark}
+    path = str(server.base / "output" / folder / "clip_00001_") + Path(names[0]).suffix * (len(names) == 1)
+    assert output == {"images": images, "sdvideo": [[12.5, 4, format, path]], **mark}
+    assert Path(path).exists()
     for image in images:
         stored = metadata(format, server.view(**image))
         stored["prompt"]["frames"].pop("is_changed")  # which ComfyUI notes there
@@ -87,7 +90,7 @@ def test_the_list_of_jobs_counts_the_files_and_shows_the_first(server, greys, fo
 def test_options_reach_the_file(server, greys):
     options = {"loop": 3, "ping_pong": True, "palette": "frame", "dither": "none"}
     output = server.run(graph("options", **options))["outputs"]["save"]
-    assert output["sdvideo"] == [[12.5, 6, "gif"]]
+    assert output["sdvideo"][0][:3] == [12.5, 6, "gif"]
     gif = parse_gif(server.view(**output["images"][0]))
     assert (gif.delays, gif.loops, gif.num_colour_tables) == ([8] * 6, 2, 1 + 6)
 
@@ -125,3 +128,30 @@ def test_sources_are_listed_in_the_order_people_count(server, greys):
         shutil.copytree(greys, server.base / "input" / "shots" / name)
     listed = server.object_info("SDVideoLoadFrameSequence")["input"]["required"]["source"][1]["options"]
     assert [name for name in listed if name.startswith("shots/shot")] == ["shots/shot1", "shots/shot2", "shots/shot10"]
+
+
+def test_saving_tells_how_far_it_is_and_ends_when_cancelled(server):
+    (server.base / "input" / "noise").mkdir()
+    noise_images(1, (512, 512))[0].save(server.base / "input" / "noise" / "0.png")
+    queued = graph("cancelled", palette="frame", dither="bayer", images=["many", 0])
+    queued["frames"] = GRAPH["frames"] | {"inputs": loaded(source="noise", num_frames=1, width=512, height=512)}
+    queued["many"] = {"class_type": "RepeatImageBatch", "inputs": {"image": ["frames", 0], "amount": 60}}
+    job = server.queue(queued)
+    assert server.wait_for(job, "progress", value=1)["max"] == 60
+    server.interrupt(job)
+    with pytest.raises(RuntimeError, match=r"SDVideoSaveGIF \(node save\) was interrupted"):
+        server.wait(job, timeout=10)
+    assert not list((server.base / "output" / "cancelled").iterdir())
+
+
+@pytest.mark.parametrize(("format", "fastest"), [("gif", 50), ("webp", 90), ("mp4", 240), ("png sequence", 240)])
+def test_each_format_takes_the_fps_it_can_play(server, greys, format, fastest):
+    assert server.run(graph("fast", format=format, fps=fastest))["outputs"]["save"]["images"]
+    limit = rf"fps is {fastest + 1}\.0, but .* plays 0\.01 to {fastest}; choose one of these"
+    with pytest.raises(RuntimeError, match=rf"\(node save\): Custom validation failed .*{limit}"):
+        server.run(graph("fast", format=format, fps=fastest + 1))
+
+
+def test_a_format_that_is_not_there_is_refused(server, greys):
+    with pytest.raises(RuntimeError, match="format 'avi' is not known; choose gif, webp, mp4, png sequence"):
+        server.run(graph("unknown", format="avi"))

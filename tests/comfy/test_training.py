@@ -68,17 +68,21 @@ def executed(server):
 
 
 def test_training_reports_progress_and_the_stock_loader_lists_the_lora(server, comfy_demo, example_clips):
-    server.run(change(GRAPH, "train", seed=next(seeds)))
+    sampling = {"sample_prompt": "a circle", "sample_every": 3}
+    server.run(change(GRAPH, "train", seed=next(seeds), **sampling))
     assert progress(server) == [(1, 2), (2, 2), (1, 3), (2, 3), (3, 3)]  # clips that are encoded, then steps
     (options,) = server.object_info("LoraLoaderModelOnly")["input"]["required"]["lora_name"][:1]
     listed = options if isinstance(options, list) else server.object_info("LoraLoaderModelOnly")
     assert "served/lora_00001_.safetensors" in json.dumps(listed)
+    reports = [message["data"] for message in server.messages if message["type"] == "sdvideo.training"]
+    assert server.view(**reports[-1]["sample"]).startswith(b"GIF8")  # though the training's own folder is gone
+    assert not list((server.base / "temp").glob("tmp*"))
 
 
-STOPS = {  # after which message, with how many passes of a step; and what may be done by then at most
-    "encoding": ({"value": 1, "max": 2}, 1, (2, 2)),
-    "first step": ({"value": 2, "max": 2}, 1000, (2, 2)),
-    "later step": ({"value": 1, "max": 100}, 1, (2, 100)),
+STOPS = {  # after which message, with which settings; and what may be done by then at most
+    "encoding": ({"value": 1, "max": 2}, {}, (2, 2)),
+    "first step": ({"value": 2, "max": 2}, {"gradient_accumulation": 1000}, (2, 2)),
+    "later step": ({"value": 1, "max": 100}, {}, (2, 100)),
 }
 
 
@@ -92,10 +96,10 @@ def wait_for_file(folder, pattern, timeout=30):
 @pytest.mark.parametrize("stop", STOPS)
 def test_cancel_stops_at_once_leaves_nothing_and_the_next_run_works(server, comfy_demo, example_clips, stop):
     before = loras(server)
-    when, passes, last = STOPS[stop]
+    when, settings, last = STOPS[stop]
     # Large enough for a step to take longer than the messages.
     graph = change(GRAPH, "dataset", width=128, height=128, num_frames=8)
-    settings = {"steps": 100, "gradient_accumulation": passes, "filename_prefix": "stopped/lora"}
+    settings = settings | {"steps": 100, "filename_prefix": "stopped/lora"}
     prompt_id = server.queue(change(graph, "train", seed=next(seeds), **settings))
     server.wait_for(prompt_id, "progress", **when)
     if stop == "first step":

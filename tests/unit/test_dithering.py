@@ -36,10 +36,22 @@ def test_many_colours_are_searched_in_parts(monkeypatch):
     (image,), palette = noise_images(1), random_colours(50)
     whole = Palette(palette).nearest(np.asarray(image))
     search, sizes = Palette._search, []
-    monkeypatch.setattr(Palette, "_search", lambda self, codes: sizes.append(len(codes)) or search(self, codes))
+    monkeypatch.setattr(Palette, "_search", lambda self, colours: sizes.append(len(colours)) or search(self, colours))
     monkeypatch.setattr(dithering, "SEARCHED_AT_ONCE", 100)
     assert np.array_equal(Palette(palette).nearest(np.asarray(image)), whole)
     assert sizes == [100] * 5 + [12]  # noise of 32 x 16 pixels, no two alike
+
+
+def test_each_colour_is_mixed_once_however_often_it_is_drawn(monkeypatch):
+    """Which is what keeps bayer fast: a clip's frames have most of their colours in common."""
+    (image,), palette = noise_images(1), Palette(random_colours(50))
+    mix, mixed = Palette._mix, []
+    monkeypatch.setattr(Palette, "_mix", lambda self, colours: mixed.extend(map(tuple, colours)) or mix(self, colours))
+    first, again = (np.asarray(palette.draw(image, "bayer")) for _ in range(2))
+    assert np.array_equal(first, again)
+    pixels = {tuple(pixel) for pixel in np.asarray(image).reshape(-1, 3) // 2}
+    assert {tuple(np.array(colour) // 2) for colour in mixed} == pixels
+    assert len(mixed) == len(pixels)
 
 
 def test_the_thresholds_are_bayers():

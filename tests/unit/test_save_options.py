@@ -65,6 +65,30 @@ def test_ping_pong_keeps_the_exact_frame_rate(tmp_path, fps):
         assert start <= Fraction(1000 * index) / Fraction(fps) < start + 10
 
 
+# Progress
+
+
+@pytest.mark.parametrize("num_frames", [1, 4])
+@pytest.mark.parametrize("name", NAMES)
+def test_each_frame_is_told_once_in_order(tmp_path, name, num_frames):
+    told = []
+    options = SaveOptions(ping_pong=True)
+    save_video(to_video(grey_images(num_frames)), tmp_path / name, 8, {}, options, lambda *step: told.append(step))
+    total = len(options.play_order(num_frames))
+    assert told == [(done, total) for done in range(1, total + 1)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_cancelled_leaves_nothing_behind(tmp_path, name):
+    def cancel(done, _total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_video(to_video(grey_images(5)), tmp_path / name, progress=cancel)
+    assert not list(tmp_path.iterdir())
+
+
 # Palettes
 
 

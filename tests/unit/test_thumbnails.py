@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sdvideo_core import sequence
 from sdvideo_core.sequence import count_frames, load_sequence
 from sdvideo_core.thumbnails import make_thumbnails
 from sdvideo_core.video_io import save_gif, save_mp4, save_pngs
@@ -32,6 +33,18 @@ def test_thumbnails_are_of_every_nth_frame_and_no_more_than_wanted(clip, most, e
     assert (made.num_frames, made.size, made.every) == (NUM_FRAMES, (WIDTH, HEIGHT), every)
     assert [image.size for image in made.images] == [(30, 20)] * len(SHADES[::every])
     assert [shade(image) for image in made.images] == [pytest.approx(s, abs=3) for s in SHADES[::every]]
+
+
+def test_a_long_video_shows_the_same_frames_by_seeking(tmp_path, monkeypatch):
+    levels = torch.arange(600) % 250 / 255
+    save_mp4(levels[None, None, :, None, None].expand(1, 3, -1, 16, 32), tmp_path / "clip.mp4", 30)
+    decoded = {}
+    for worth in (100, 1000):
+        monkeypatch.setattr(sequence, "WORTH_A_SEEK", worth)
+        decoded[worth] = make_thumbnails(tmp_path / "clip.mp4", most=5)
+    expected = [(120 * index) % 250 for index in range(5)]
+    for made in decoded.values():
+        assert [shade(image) for image in made.images] == [pytest.approx(level, abs=3) for level in expected]
 
 
 def test_a_count_is_that_of_the_frames_that_can_be_read(clip):

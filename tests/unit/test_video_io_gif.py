@@ -126,3 +126,17 @@ def test_the_palette_of_a_long_clip_is_chosen_from_a_sample(tmp_path, monkeypatc
     save_gif(to_video(images), tmp_path / "clip.gif")
     written = load_sequence(tmp_path / "clip.gif", frames=8, image_size=None)
     assert np.sqrt(((pixels(written) - pixels(images)) ** 2).mean()) < 8
+
+
+def test_a_few_pixels_show_that_a_frame_has_too_many_colours(monkeypatch):
+    codes, looked_at = gif.colour_codes, []
+    monkeypatch.setattr(gif, "colour_codes", lambda pixels: looked_at.append(pixels.size) or codes(pixels))
+    assert gif._few_colours(noise_images(9, (256, 256))) is None
+    assert sum(looked_at) < 256 * 256 * 3 / 20
+
+
+def test_a_colour_too_many_is_found_wherever_it_is():
+    greys = np.tile(GREYS, (8, 1)).reshape(32, 64, 3)
+    assert len(gif._few_colours([Image.fromarray(greys)])) == 256
+    greys[31, 63] = (1, 2, 3)
+    assert gif._few_colours([Image.fromarray(greys)]) is None
