@@ -1,6 +1,7 @@
 # Development of SDVideo. Needs python3 (3.10 or newer, with venv) and make; the rest is installed into .venv.
 
 PYTHON ?= python3
+DEVICE ?= cpu
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install -qq --no-input --disable-pip-version-check --constraint constraints.txt
@@ -57,8 +58,8 @@ format: $(TOOLS) ## mend what ruff can mend
 demo: $(PACKAGE) ## write demo.gif, with the small model that comes with SDVideo
 	@$(VENV)/bin/sdvideo demo "a red circle moving left" --output demo.gif
 
-retrain-demo: $(PACKAGE) ## make that model again from nothing; a stopped run goes on (state in output/demo)
-	@$(PY) -m sdvideo_core.demo.recipe sdvideo_core/assets/demo_model --work output/demo
+retrain-demo: $(PACKAGE) ## make that model again from nothing, without its few-step LoRA; a stopped run goes on; DEVICE=cuda
+	@$(PY) -m sdvideo_core.demo.recipe sdvideo_core/assets/demo_model --work output/demo --device $(DEVICE)
 
 bench: $(TOOLS) ## run every benchmark; their results go to benchmarks/results
 	@set -e; for script in $(BENCHMARKS); do echo "$$script"; $(PY) "$$script"; done

@@ -36,7 +36,7 @@ from sdvideo_core.frames import video_to_images
 GUIDANCE_SCALE = 2.0
 STEPS, VIDEO_STEPS, FEW_STEPS = (50, 20), (20,), (4,)
 STRENGTH = 0.7
-PROMPTS, MIN_PROMPTS = 128, 64
+PROMPTS = 64
 SEED = 0  # of the choice of scenes, captions and drawn clips; a video's own seed is its prompt's number
 
 PARTS = ("color", "shape", "motion")
@@ -280,7 +280,7 @@ def main() -> None:
     if args.sheet:
         draw_sheet(rows).save(args.sheet)
     text = json.dumps(report(args, result), indent=2)
-    if not args.model and args.lora == few_steps.LORA and args.limit >= MIN_PROMPTS:
+    if not args.model and args.lora == few_steps.LORA and args.limit >= PROMPTS:
         kind = "-video-to-video" if args.video_to_video else "-few-steps" if args.few_steps else ""
         name = f"prompt-following{kind}"
         (Path(__file__).parent / "results" / f"{name}.json").write_text(text + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """Training memory benchmark: the peak of each way of training, measured on the demo model, estimated at full size.
 
-python benchmarks/training_memory.py    writes results/training-memory.json and prints its table
+python benchmarks/training_memory.py                writes results/training-memory.json and prints its table
+python benchmarks/training_memory.py --full-size    estimates that part of it anew, and measures nothing
 
 Both take one step, forward, backward and AdamW, whose moments are there before. The measurement is the growth of a
 fresh process's memory: as it is, with the gaps that the C library's allocator leaves, and where that returns freed
@@ -123,9 +124,9 @@ def loss_of(network: Network, batch: Batch, way: Way) -> Tensor:
     return eps.float().pow(2).mean()
 
 
-def train(network: Network, batch: Batch, way: Way, foreach: bool = False) -> None:
+def train(network: Network, batch: Batch, way: Way, fused: bool = False) -> None:
     """One step, after one on no gradients has made the optimizer's moments."""
-    optimizer = torch.optim.AdamW(network.trainable().values(), foreach=foreach)
+    optimizer = torch.optim.AdamW(network.trainable().values(), foreach=False, fused=fused)
     for parameter in network.trainable().values():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -135,11 +136,11 @@ def train(network: Network, batch: Batch, way: Way, foreach: bool = False) -> No
 
 
 def estimate(config: UNetConfig, batch: Batch, way: Way, gpu: bool) -> dict[str, int]:
-    """Bytes in all at the peak, and of parts that are there for certain; gpu: with what torch chooses for a GPU."""
+    """Bytes in all at the peak, and of parts that are there for certain; gpu: with what is chosen on one."""
     with FakeTensorMode(), Alive() as alive:
         network = make_network(config, way)
         network.unet.attention = sdpa if gpu else products
-        train(network, batch, way, foreach=gpu)
+        train(network, batch, way, fused=gpu)
     trained = sum(p.numel() for p in network.trainable().values())
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     return {"weights": weights, "gradients": 4 * trained, "optimizer": 8 * trained, "peak": alive.peak}
@@ -186,13 +187,26 @@ def line(row: Mapping[str, Any]) -> str:
     return f"| {row['name']} | {checkpointing} | {way['mixed_precision']} | {demo} | {full / GIB:.1f} GiB |\n"
 
 
+def estimate_full_size() -> None:
+    content = json.loads(RESULT.read_text(encoding="utf-8"))
+    for row in content["rows"]:
+        row["full_estimated"] = estimate(*FULL, Way(**row["way"]), gpu=True)
+        sys.stdout.write(line(row))
+        sys.stdout.flush()
+    RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--only", type=int, nargs="*", default=range(len(WAYS)), help="rows to print, without a result")
+    parser.add_argument("--full-size", action="store_true", help="estimate the full size anew, in the result")
     options = parser.parse_args()
     if options.measure:
         sys.stdout.write(str(measure(*DEMO, Way(**json.loads(options.measure)))))
+        return
+    if options.full_size:
+        estimate_full_size()
         return
     rows = []
     for index in options.only:

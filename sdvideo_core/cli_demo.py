@@ -97,10 +97,14 @@ def _is_copy(source: Path, target: Path, names: list[str]) -> bool:
 
 def _hint(args: argparse.Namespace) -> None:
     """Says in a line each what will keep the video from showing what is asked for."""
-    from .demo.vocabulary import unknown_words, what_it_knows
+    from .demo.vocabulary import turns_a_circle, unknown_words, what_it_knows
 
     if unknown := unknown_words(args.prompt):
         words = ", ".join(f'"{word}"' for word in unknown)
         sys.stderr.write(f"Note: the demo model does not know {words}; it knows {what_it_knows()}\n")
+    if turns_a_circle(args.prompt):
+        sys.stderr.write(
+            "Note: the demo model knows no circle that turns, and draws another shape; let a square turn\n"
+        )
     if args.steps <= TOO_FEW_STEPS and args.sampler != "lcm":
         sys.stderr.write(f"Note: {args.steps} of --steps are too few for this model; use 20, or --few-steps\n")

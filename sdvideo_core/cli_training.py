@@ -41,7 +41,7 @@ def _add_data(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, 
     add("--model", required=True, metavar="PATH", help="model folder, or a file of a UNet's weights")
     cli_files.add_part_options(parser)
     add("--data", required=True, metavar="DIR", help=data)
-    text = f"of each clip; shorter clips play back and forth; {cli_defaults.FRAMES}"
+    text = f"of each clip, its first; shorter clips play back and forth; {cli_defaults.FRAMES}"
     add("--frames", type=int, default=None, help=text)
     add("--stride", type=int, default=None, help="take every n-th frame; default: 1")
     text = f"WIDTHxHEIGHT clips are scaled and cropped to; {cli_defaults.SIZE}"
@@ -78,7 +78,7 @@ def _add_train(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int,
     add("--lr-decay", type=int, default=0, metavar="STEPS", help="last steps, falling to --lr-min")
     add("--lr-min", type=float, default=0.0, help="lowest learning rate")
     add("--weight-decay", type=float, default=0.01, help="AdamW's")
-    add("--max-grad-norm", type=float, default=1.0, help="longer gradients are cut to this")
+    add("--max-grad-norm", type=float, default=1.0, help="longer gradients are cut to this; 0: never")
     add("--adam8bit", action="store_true", help="bitsandbytes' AdamW, a quarter of the optimizer's memory")
     add("--mixed-precision", default="no", choices=("no", "bf16", "fp16"), help="of the network's computations")
     add("--gradient-checkpointing", action="store_true", help="less memory, more time")
@@ -159,8 +159,9 @@ def _is_cache(directory: Path) -> bool:
 
 
 def _check_cache(args: argparse.Namespace, dataset: CachedDataset, model: SDVideo) -> None:
-    for name in ("size", "stride"):
-        if getattr(args, name) is not None:
+    made = {"size": (dataset.settings["width"], dataset.settings["height"]), "stride": dataset.settings["stride"]}
+    for name, value in made.items():
+        if getattr(args, name) not in (None, value):
             raise ValueError(
                 f"--{name} cannot change what {args.data} holds; leave it out, or run `sdvideo cache` again"
             )

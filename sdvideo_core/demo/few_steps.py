@@ -13,6 +13,7 @@ from ..pipeline import SDVideo
 from ..training import Distillation, SDVideoTrainer
 from . import FEW_STEPS_LORA, demo_model
 from .dataset import LatentClips, collate_latents
+from .recipe import can_compile
 
 LORA = FEW_STEPS_LORA
 RANK = 16
@@ -57,7 +58,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("output/demo"), help="where the recipe kept its clips")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args()
-    distil(options.model, options.work / "clips.safetensors", options.work, device=options.device)
+    clips, device = options.work / "clips.safetensors", options.device
+    distil(options.model, clips, options.work, device=device, compiled=can_compile(device))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,13 +57,17 @@ class Amounts:
     every_frame: int = 1500  # steps of the UNet
 
 
+def can_compile(device: str) -> bool:
+    return device != "cpu" or shutil.which("c++") is not None
+
+
 class Recipe:
     """The stages, each kept in a file or folder of `work`."""
 
     def __init__(self, work: Path, device: str = "cpu", amounts: Amounts = Amounts(), compiled: bool = True):
         work.mkdir(parents=True, exist_ok=True)
         self.work, self.device, self.amounts = work, device, amounts
-        self.compiled = compiled and (device != "cpu" or shutil.which("c++") is not None)
+        self.compiled = compiled and can_compile(device)
 
     def make(self, output: Path) -> Path:
         """Runs the stages that are left and writes the model's directory."""
@@ -175,17 +179,22 @@ def new_unet() -> UNetSD:
 
 
 def write_model(directory: Path, unet: Weights, vae: AutoencoderKL, encoder: TextEncoder, dtype: torch.dtype) -> Path:
-    """A ModelScope directory with the original names, its weights as safetensors twins."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """A ModelScope directory with the original names, its weights as safetensors twins.
+
+    Its files appear together when all are written: one that is stopped leaves the model that was there.
+    """
     parts = {
         CONFIG.unet_file: unet,
         CONFIG.vae_file: {f"first_stage_model.{key}": value for key, value in vae.state_dict().items()},
         CONFIG.text_file: text.open_clip_weights(encoder),
     }
-    for name, weights in parts.items():
-        cast = {key: value.to(dtype).contiguous() for key, value in weights.items()}
-        save_file(cast, (directory / name).with_suffix(".safetensors"), {"format": "pt"})
-    (directory / CONFIG_NAME).write_text(json.dumps(configuration(CONFIG), indent=4) + "\n", encoding="utf-8")
+    with ExitStack() as files:
+        for name, weights in parts.items():
+            cast = {key: value.to(dtype).contiguous() for key, value in weights.items()}
+            path = (directory / name).with_suffix(".safetensors")
+            save_file(cast, files.enter_context(whole_file(path)), {"format": "pt"})
+        config = json.dumps(configuration(CONFIG), indent=4) + "\n"
+        files.enter_context(whole_file(directory / CONFIG_NAME)).write_text(config, encoding="utf-8")
     return directory
 
 

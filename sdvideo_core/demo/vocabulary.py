@@ -23,6 +23,13 @@ def unknown_words(prompt: str) -> list[str]:
     return [word for word in dict.fromkeys(WORD.findall(prompt.lower())) if word not in known]
 
 
+def turns_a_circle(prompt: str) -> bool:
+    """Whether a prompt asks for what no clip shows, as a circle that turns looks like one that does not."""
+    words = set(WORD.findall(prompt.lower()))
+    turning = {phrase.split()[0] for phrase in MOTION_WORDS["turning"]}
+    return bool(words & set(NOUNS["circle"]) and words & turning)
+
+
 def what_it_knows() -> str:
     """Shapes, colours, motions and backgrounds, in words."""
     return (

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -194,15 +194,15 @@ def _encode_text(model: Encoders, text: str, dtype: torch.dtype) -> Tensor:
 
 def _maker(model: Encoders) -> dict[str, str]:
     precision = str(next(model.vae.parameters()).dtype).removeprefix("torch.")
-    return {"precision": precision, "weights": _fingerprint(model.vae, model.text_encoder)}
+    return {"precision": precision, "weights": fingerprint(model.vae.state_dict(), model.text_encoder.state_dict())}
 
 
-def _fingerprint(*modules: nn.Module) -> str:
+def fingerprint(*states: Mapping[str, Tensor]) -> str:
     """A hash over some values of every weight."""
     digest = hashlib.sha256()
-    for module in modules:
-        for name, tensor in module.state_dict().items():
-            sample = tensor.flatten()[:: max(1, tensor.numel() // SAMPLES)].double().cpu()
+    for state in states:
+        for name, tensor in state.items():
+            sample = tensor.flatten()[:: max(1, tensor.numel() // SAMPLES)].cpu().double()  # Apple's GPUs lack float64
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode() + sample.numpy().tobytes())
     return digest.hexdigest()
 

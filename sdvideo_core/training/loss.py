@@ -91,8 +91,12 @@ class DiffusionLoss:
 
 
 def spread(count: int, below: int, generator: torch.Generator) -> Tensor:
-    """Random numbers (count,) of 0..below-1, one from each of `count` equal parts: evener than independent ones."""
-    return _index((torch.arange(count) + torch.rand(count, generator=generator)) / count, below)
+    """Random numbers (count,) of 0..below-1, one from each of `count` equal parts: evener than independent ones.
+
+    In random order, for a place in a batch may always hold the same kind of clip.
+    """
+    numbers = _index((torch.arange(count) + torch.rand(count, generator=generator)) / count, below)
+    return numbers[torch.randperm(count, generator=generator)]
 
 
 def signal_left(count: int, start_noise: float, generator: torch.Generator) -> Tensor:

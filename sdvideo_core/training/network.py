@@ -52,6 +52,10 @@ class Network(nn.Module):
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    def frozen(self) -> dict[str, Tensor]:
+        """The weights that training leaves as they are."""
+        return {name: p.detach() for name, p in self.named_parameters() if not p.requires_grad}
+
     def begin(self, xformers: bool = False, gradient_checkpointing: bool = False, dropout: bool = True) -> None:
         on_cpu = next(self.unet.parameters()).device.type == "cpu"
         self.unet.attention = xformers_attention if xformers else products if on_cpu else sdpa

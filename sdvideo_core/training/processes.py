@@ -46,7 +46,9 @@ def optimizer_for(parameters: list[nn.Parameter], lr: float, trainer: SDVideoTra
     options: dict[str, Any] = {"lr": lr, "betas": trainer.betas, "weight_decay": trainer.weight_decay}
     if trainer.adam8bit:
         return _adamw_8bit(torch.device(trainer.model.device))(parameters, **options)
-    return torch.optim.AdamW(parameters, **options)
+    # Without it torch takes as much again as the gradients for what it computes on the way.
+    fused = True if torch.device(trainer.model.device).type == "cuda" else None
+    return torch.optim.AdamW(parameters, fused=fused, **options)
 
 
 def _adamw_8bit(device: torch.device) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ PATTERN = re.compile(r"step-(\d{8})")
 PROGRESS_NAME, EMA_NAME = "progress.json", "ema.safetensors"
 MODEL_NAME = "model.safetensors"  # as accelerate names it
 KEPT = 2  # newest states
+TORCHS_WRITER = "inline_container"  # in the RuntimeError of a torch.save that cannot write
 
 
 @dataclass
@@ -41,6 +43,12 @@ class Progress:
 def newest_state(directory: Path) -> Path | None:
     """The state with the highest step in a run's folder of states; None without one."""
     return max(_states(directory), default=None)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Removes what runs left that were killed while they wrote a state."""
+    for leftover in directory.glob(".*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def check_newest(directory: Path, step: int) -> None:
@@ -59,16 +67,19 @@ def save_state(accelerator: Accelerator, directory: Path, progress: Progress, em
     temporary = directory / f".{final.name}.tmp"
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        with _whole(temporary, final):
+            temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
-    average = ema.state_dict() if ema else {}  # gathered from every process
-    accelerator.wait_for_everyone()
+    with _whole(temporary, final):
+        accelerator.save_state(str(temporary))
+        average = ema.state_dict() if ema else {}  # gathered from every process
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            if average:
+                save_file(average, temporary / EMA_NAME)
+            (temporary / PROGRESS_NAME).write_text(json.dumps(asdict(progress)), encoding="utf-8")
+            _replace(temporary, final)
     if accelerator.is_main_process:
-        if average:
-            save_file(average, temporary / EMA_NAME)
-        (temporary / PROGRESS_NAME).write_text(json.dumps(asdict(progress)), encoding="utf-8")
-        _replace(temporary, final)
         for old in sorted(_states(directory))[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
     accelerator.wait_for_everyone()
@@ -83,7 +94,7 @@ def load_state(accelerator: Accelerator, state: Path, settings: dict[str, Any], 
         )
     progress = Progress(**json.loads((state / PROGRESS_NAME).read_text(encoding="utf-8")))
     for name, value in settings.items():
-        if (saved := progress.settings.get(name)) != value:
+        if (saved := progress.settings.get(name, value)) != value:  # states of older versions hold fewer settings
             raise ValueError(
                 f"{state} was saved with {name}={saved}, this run has {value}; resume with the same settings"
             )
@@ -91,6 +102,7 @@ def load_state(accelerator: Accelerator, state: Path, settings: dict[str, Any], 
         accelerator.load_state(str(state))
     if ema:
         ema.load_state_dict(load_file(state / EMA_NAME))
+    progress.settings = settings
     return progress
 
 
@@ -133,5 +145,20 @@ def _replace(temporary: Path, final: Path) -> None:
     if final.exists():
         final.rename(final.with_name(f".{uuid.uuid4().hex}.tmp"))
     temporary.rename(final)
-    for leftover in final.parent.glob(".*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    remove_leftovers(final.parent)
+
+
+@contextmanager
+def _whole(temporary: Path, final: Path) -> Iterator[None]:
+    """Removes what was written where not all of it could be, and says so in one kind of error."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and TORCHS_WRITER not in str(error):
+            raise
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise OSError(
+            f"cannot write the state {final}: {reason}; make room or mend its permissions and resume, "
+            "or train without states (save_states=False)"
+        ) from error

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .batches import Batches, Model, samples_per_step
+from .cache import fingerprint
 from .distillation import ConsistencyLoss, Distillation, Teacher
 from .ema import EMA
 from .loss import DiffusionLoss, EpsNetwork
@@ -24,12 +26,16 @@ from .lr_schedule import LRSchedule
 from .network import Network
 from .processes import accelerator_for, optimizer_for
 from .samples import save_samples
-from .sharding import check_sharding, is_sharded, no_warning_of_views
-from .state import Progress, check_newest, keep_only_trained, load_state, newest_state, save_state
-
-SAME_IN_A_RUN = (
-    *("seed", "gradient_accumulation", "lora_rank", "train_only", "ema"),
-    *("mixed_precision", "compile", "adam8bit"),  # which decide what a state holds
+from .settings import check_counts, check_settings, settings_of_run
+from .sharding import check_sharding, is_sharded, no_warning_of_views, whole
+from .state import (
+    Progress,
+    check_newest,
+    keep_only_trained,
+    load_state,
+    newest_state,
+    remove_leftovers,
+    save_state,
 )
 
 StepCallback = Callable[[int, int, float], object]  # (steps done, steps in all, loss); may raise to stop the run
@@ -61,7 +67,7 @@ class SDVideoTrainer:
     gradient_checkpointing: bool = False  # less memory, more time, the same numbers
     mixed_precision: str = "no"  # "no", "bf16" or, on CUDA, "fp16"
     ema: float | None = None  # share of the running average kept at each step, such as 0.999; it is what is saved
-    max_grad_norm: float | None = 1.0  # longer gradients are cut to this; None: never
+    max_grad_norm: float | None = 1.0  # longer gradients are cut to this; None or 0: never
     noise_offset: float = 0.0  # see DiffusionLoss for these four
     min_snr_gamma: float | None = None
     snr_floor: float = 0.0
@@ -74,12 +80,12 @@ class SDVideoTrainer:
     compile: bool = False  # torch.compile: minutes to begin with, then faster; needs a C++ compiler on a CPU
     save_dtype: torch.dtype = torch.float16  # of the file of weights; states keep float32
     save_states: bool = True  # to resume from; each takes what is trained three times, four with ema, in float32
-    before_pass: Callable[[], object] | None = None  # called before each batch of a step; may raise to stop the run
+    before_pass: Callable[[], object] | None = None  # before each batch of a step and pass of a sample; may raise
 
     def __post_init__(self) -> None:
         self.output_dir = Path(self.output_dir)
         self.losses: list[float] = []  # of each step, after or during train()
-        self._check()
+        check_settings(self)
 
     def train(
         self,
@@ -98,7 +104,7 @@ class SDVideoTrainer:
         Every save_every steps, and at the end, the file of weights and the state to resume from are written; every
         sample_every steps a GIF of each of sample_prompts. At the end the loss plot is, too.
         """
-        _check_counts(steps=steps, log_every=log_every, save_every=save_every, sample_every=sample_every)
+        check_counts(steps=steps, log_every=log_every, save_every=save_every, sample_every=sample_every)
         run = _Run(self, run_name, steps, samples=bool(sample_every and sample_prompts))
         with run:
             self.losses = run.progress.losses
@@ -111,37 +117,6 @@ class SDVideoTrainer:
                 if callback:
                     callback(done, run.total_steps, self.losses[-1])
             return run.finish()
-
-    def _check(self) -> None:
-        self._check_precision()
-        if self.distillation and self.lora_rank is None:
-            raise ValueError("distillation makes a LoRA and lora_rank is None; set lora_rank, such as 64")
-        for name in ("noise_offset", "min_snr_gamma", "snr_floor"):
-            if self.distillation and getattr(self, name):
-                raise ValueError(f"{name}={getattr(self, name)} has no part in distillation; leave it out")
-        _check_counts(epochs=self.epochs, gradient_accumulation=self.gradient_accumulation)
-        for name in ("unconditional_ratio", "start_noise"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}; it is a share of the samples, 0..1")
-        if not len(self.dataloader):
-            raise ValueError("the dataloader has no batches; the dataset is empty, or smaller than one with drop_last")
-
-    def _check_precision(self) -> None:
-        if self.mixed_precision not in ("no", "bf16", "fp16"):
-            raise ValueError(f"mixed_precision={self.mixed_precision!r}; expected no, bf16 or fp16")
-        if self.mixed_precision == "fp16" and torch.device(self.model.device).type == "cpu":
-            raise ValueError("mixed_precision='fp16' needs a GPU and the model is on the CPU; use 'bf16' or 'no'")
-        if self.lora_rank is None and self.model.dtype is not torch.float32:
-            raise ValueError(
-                f"the model's weights are {self.model.dtype}, too coarse for small steps; "
-                "load it with dtype=torch.float32 and set mixed_precision, or set lora_rank"
-            )
-        if self.mixed_precision == "no" and self.model.dtype is not torch.float32:
-            raise ValueError(
-                f"the model's weights are {self.model.dtype}; set mixed_precision to bf16 or fp16 with them"
-            )
-        if self.xformers and torch.device(self.model.device).type == "cpu":
-            raise ValueError("xformers=True needs a GPU and the model is on the CPU; leave it out")
 
 
 class _Run:
@@ -168,6 +143,7 @@ class _Run:
         check_sharding(t, self.accelerator, self.samples)
         self.network = Network(t.model.unet, t.lora_rank, t.train_only, t.seed)
         stack.callback(self.network.end)
+        self.base = fingerprint(self.network.frozen(), t.model.vae.state_dict(), t.model.text_encoder.state_dict())
         rate = t.lr * (samples_per_step(t, self.accelerator) if t.scale_lr else 1)
         optimizer = optimizer_for(list(self.network.trainable().values()), rate, t)
         self.prepared, self.optimizer, loader = self.accelerator.prepare(self.network, optimizer, t.dataloader)
@@ -227,7 +203,8 @@ class _Run:
         folder = self.output / f"{self.name}_samples"
         sampling = self.trainer.distillation.sampling if self.trainer.distillation else None
         with self._averaged(), self.batches.encoders():
-            save_samples(self.trainer.model, prompts, folder, self.progress.step, self.batches.video_size, sampling)
+            t, size = self.trainer, self.batches.video_size
+            save_samples(t.model, prompts, folder, self.progress.step, size, sampling, t.before_pass)
 
     def finish(self) -> Path:
         """Saves, also where a resumed run had no steps left, and plots."""
@@ -261,18 +238,26 @@ class _Run:
                 loss = self.loss(latents, context, generator) / parts
                 self.accelerator.backward(loss)
             total += float(cast(Tensor, self.accelerator.reduce(loss.detach(), "mean")))
-        if not np.isfinite(total):
-            raise FloatingPointError(
-                f"the loss of step {step + 1} is {total} with lr={rate:.3g} and "
-                f"mixed_precision={self.trainer.mixed_precision}; use a lower lr or bf16, and resume the last state"
-            )
-        if self.trainer.max_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.trainer.max_grad_norm)
+        self._check_finite("loss", total, step, rate)
+        norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), self.trainer.max_grad_norm or math.inf)
+        if self.accelerator.scaler is None:  # which leaves out steps of gradients that are not finite
+            self._check_finite("gradient's norm", float(whole(cast(Tensor, norm))), step, rate)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema:
             self.ema.update(self.network.trainable())
         return total
+
+    def _check_finite(self, name: str, value: float, step: int, rate: float) -> None:
+        if math.isfinite(value):
+            return
+        precision = self.trainer.mixed_precision
+        resume = ", with which the run can be resumed" if self.trainer.save_states else ""
+        other = ", or start a new run with mixed_precision=no" if precision != "no" else ""
+        raise FloatingPointError(
+            f"the {name} of step {step + 1} is {value} with lr={rate:.3g} and mixed_precision={precision}; "
+            f"use a lower lr{resume}{other}"
+        )
 
     def _make_loss(self) -> Callable[[Tensor, Tensor, torch.Generator], Tensor]:
         """(latents, context, generator of the batch) -> loss."""
@@ -299,16 +284,14 @@ class _Run:
 
     def _resume(self) -> Progress:
         t = self.trainer
-        settings = {
-            "batches": len(t.dataloader),
-            "processes": self.accelerator.num_processes,
-            "fsdp": is_sharded(self.accelerator) or None,
-            **{name: getattr(t, name) for name in SAME_IN_A_RUN},
-            "distillation": asdict(t.distillation) if t.distillation else None,
-        }
+        settings = settings_of_run(t, self.accelerator, self.base)
         state = newest_state(self.states) if t.load_state is True else t.load_state
         progress = load_state(self.accelerator, Path(state), settings, self.ema) if state else Progress(settings)
+        for group in self.optimizer.param_groups:  # those of the state came with it
+            group.update(weight_decay=t.weight_decay, betas=t.betas)
         if t.save_states:
+            if self.accelerator.is_main_process:
+                remove_leftovers(self.states)
             check_newest(self.states, progress.step)
         return progress
 
@@ -316,9 +299,3 @@ class _Run:
         t = self.trainer
         hold = max(0, self.total_steps - t.lr_delay - t.lr_warmup - t.lr_decay)
         return LRSchedule(lr, t.lr_delay, t.lr_warmup, hold if t.lr_decay else None, t.lr_decay, t.lr_min)
-
-
-def _check_counts(**counts: int | None) -> None:
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}; it must be at least 1")

@@ -43,6 +43,12 @@ def test_unknown_words_are_told_with_what_is_known(told):
     assert all(word in hint for word in (*COLORS, *SHAPES, *BACKGROUNDS))
 
 
+def test_a_circle_that_turns_is_told_of(told):
+    [hint, *_] = told("a blue ball spinning", "--steps", 3, "--zoom", 1)
+    assert hint == "Note: the demo model knows no circle that turns, and draws another shape; let a square turn"
+    assert not any(line.startswith("Note") for line in told("a blue box spinning", "--steps", 3, "--zoom", 1))
+
+
 def test_every_caption_of_the_training_is_known():
     rng, every = np.random.default_rng(0), scenes()
     captions = [caption(every[index], rng) for index in rng.integers(len(every), size=500)]

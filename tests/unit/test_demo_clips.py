@@ -1,5 +1,7 @@
 """Clips of moving shapes: what is drawn, said and held out, and the recipe that trains on them."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from sdvideo_core import SDVideo
 from sdvideo_core.demo import text
 from sdvideo_core.demo.clips import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Scene, caption, draw_clip, draw_frame, scenes
 from sdvideo_core.demo.dataset import LatentClips, collate_latents, encode_clips
-from sdvideo_core.demo.recipe import CONFIG, Amounts, Recipe
+from sdvideo_core.demo.recipe import CONFIG, Amounts, Recipe, write_model
 from sdvideo_core.inspection import inspect
 from sdvideo_core.training import SDVideoTrainer
 
@@ -105,6 +107,22 @@ def test_finished_stages_are_kept(tiny):
     kept = ("vae.safetensors", "text.safetensors", "clips.safetensors", "second_unet.safetensors")
     assert all(path.stat().st_mtime_ns == before[path] for path in before if path.name in kept)
     assert all((recipe.work / name).is_file() for name in kept)
+
+
+def test_a_model_that_cannot_be_finished_leaves_the_one_that_was_there(tiny, tmp_path, monkeypatch):
+    def contents():
+        return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+    def stop(_config):
+        raise KeyboardInterrupt
+
+    directory = shutil.copytree(tiny[1], tmp_path / "model")
+    before, model = contents(), SDVideo(directory, amp=False)
+    parts = model.unet.state_dict(), model.vae, model.text_encoder
+    monkeypatch.setattr("sdvideo_core.demo.recipe.configuration", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_model(directory, *parts, torch.float32)
+    assert contents() == before
 
 
 def test_played_backwards_a_clip_is_the_opposite_motion(tiny):

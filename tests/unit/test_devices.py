@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sdvideo_core import SDVideo
 from sdvideo_core.lcm import LCM
 from sdvideo_core.schedule import NoiseSchedule
+from sdvideo_core.training.cache import fingerprint
 from sdvideo_core.training.distillation import ConsistencyLoss, Distillation
 from sdvideo_core.training.loss import DiffusionLoss
 from sdvideo_core.training.network import Network
@@ -85,3 +86,11 @@ def test_losses_are_where_the_network_is(on_gpu):
     distilled = ConsistencyLoss(on_gpu.schedule, Distillation(), start_noise=0.2)
     losses = [plain(eps, latents, generator), distilled(eps, lambda x, t: (eps(x, t), eps(x, t)), latents, generator)]
     assert {loss.device for loss in losses} == {GPU}
+
+
+def test_the_fingerprint_asks_no_device_for_float64(monkeypatch):
+    calls, cpu, double = [], torch.Tensor.cpu, torch.Tensor.double
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: calls.append("cpu") or cpu(tensor))
+    monkeypatch.setattr(torch.Tensor, "double", lambda tensor: calls.append("double") or double(tensor))
+    fingerprint({"weight": torch.ones(3)})
+    assert calls == ["cpu", "double"]

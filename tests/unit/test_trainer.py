@@ -1,8 +1,11 @@
 """Trainer: what a run changes and leaves, what it writes, and that a resumed run is the unbroken one."""
 
+import json
 import multiprocessing
 from functools import partial
 from itertools import chain
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ from torch.utils.data import WeightedRandomSampler
 
 from sdvideo_core.attention import sdpa
 from sdvideo_core.blocks import TemporalConv, TemporalTransformer
+from sdvideo_core.training import SDVideoTrainer
+from sdvideo_core.training.processes import optimizer_for
 from tests.unit.small_training import collate, differing, loader, make_trainer, train, weights
 
 
@@ -93,6 +98,54 @@ def test_a_run_may_be_stopped_between_the_passes_of_a_step(model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_may_be_stopped_while_a_sample_is_drawn(model, tmp_path):
+    passes = []
+
+    def before_pass():
+        passes.append(model.unet.training)
+        if len(passes) == 5:
+            raise KeyboardInterrupt
+
+    trainer = make_trainer(model, tmp_path, before_pass=before_pass)
+    with pytest.raises(KeyboardInterrupt):
+        train(trainer, steps=1, sample_every=1, sample_prompts=["a"])
+    assert passes == [True] + [False] * 4
+    assert not model.unet._forward_pre_hooks
+    assert not list(tmp_path.rglob("*.gif"))
+
+
+def test_weight_decay_and_betas_may_change_on_resume_and_do(new_model, tmp_path):
+    train(make_trainer(new_model(), tmp_path, lora_rank=2), 1)
+    resumed = make_trainer(new_model(), tmp_path, lora_rank=2, weight_decay=0.5, betas=(0.5, 0.6), load_state=True)
+    train(resumed, 2)
+    saved = torch.load(tmp_path / "vid_states/step-00000002/optimizer.bin", weights_only=True)["param_groups"][0]
+    assert (saved["weight_decay"], saved["betas"]) == (0.5, (0.5, 0.6))
+
+
+def test_a_lora_is_not_resumed_on_another_model(new_model, tmp_path):
+    train(make_trainer(new_model(), tmp_path, lora_rank=2), 1)
+    other = new_model()
+    with torch.no_grad():
+        other.unet.out[-1].bias.add_(1)
+    with pytest.raises(
+        ValueError, match=r"was saved with base_model=\w{12}, this run has \w{12}; resume with the same"
+    ):
+        train(make_trainer(other, tmp_path, lora_rank=2, load_state=True), 2)
+
+
+def test_states_of_before_a_setting_was_kept_are_resumed_and_then_hold_it(new_model, tmp_path):
+    train(make_trainer(new_model(), tmp_path), 1)
+    states = tmp_path / "vid_states"
+    file = states / "step-00000001" / "progress.json"
+    progress = json.loads(file.read_text())
+    settings = dict(progress["settings"])
+    for name in ("base_model", "batch_size", "clips"):
+        del progress["settings"][name]
+    file.write_text(json.dumps(progress))
+    train(make_trainer(new_model(), tmp_path, load_state=True), 2)
+    assert json.loads((states / "step-00000002" / "progress.json").read_text())["settings"] == settings
+
+
 def test_a_finished_run_resumed_trains_nothing_more_but_gets_its_file(new_model, tmp_path):
     first = make_trainer(new_model(), tmp_path)
     file = first.train(steps=2, bar=False)
@@ -141,10 +194,29 @@ def test_gradient_checkpointing_changes_no_number(new_model, tmp_path):
     assert not differing(weights(plain.model), weights(checkpointed.model))
 
 
+@pytest.mark.parametrize(("norm", "same"), [(0.0, True), (1e9, True), (1e-3, False)])
+def test_a_max_grad_norm_of_0_cuts_nothing(new_model, tmp_path, norm, same):
+    runs = {value: make_trainer(new_model(), tmp_path / str(value), max_grad_norm=value) for value in (None, norm)}
+    kept = [torch.load(moments_of(run), weights_only=True)["state"][0]["exp_avg"] for run in runs.values()]
+    assert torch.equal(*kept) == same
+
+
+def moments_of(trainer):
+    train(trainer, steps=1)
+    return trainer.output_dir / "vid_states/step-00000001/optimizer.bin"
+
+
 def test_scaled_rate_is_the_product(new_model, tmp_path):
     rates = {"product": {"lr": 4e-4}, "scaled": {"lr": 1e-4, "scale_lr": True}}
     runs = [make_trainer(new_model(), tmp_path / name, gradient_accumulation=2, **rates[name]) for name in rates]
     assert not differing(*(weights(train(run, steps=2).model) for run in runs))
+
+
+@pytest.mark.parametrize(("device", "fused"), [("cuda", True), ("cpu", None)])
+def test_on_a_gpu_the_optimizer_computes_in_place(small_model, device, fused):
+    trainer = SimpleNamespace(model=SimpleNamespace(device=device), betas=(0.9, 0.99), weight_decay=0, adam8bit=False)
+    optimizer = optimizer_for(list(small_model.unet.out.parameters()), 1e-3, cast(SDVideoTrainer, trainer))
+    assert optimizer.defaults["fused"] is fused
 
 
 def test_bfloat16_is_close_to_float32(new_model, tmp_path):

@@ -13,13 +13,14 @@ from sdvideo_core import SDVideo
 from sdvideo_core.attention import sdpa
 from sdvideo_core.training import SDVideoTrainer
 from sdvideo_core.training.sharding import shard_on_cpu
-from tests.unit.small_training import collate, loader, train
+from tests.unit.small_training import collate, differing, loader, train, weights
 
 CLIPS = [(torch.zeros(2, 4, 4, 4), "a clip")] * 2
 
 
-def trainer(model, out, data=CLIPS, make=collate, **options) -> SDVideoTrainer:
-    return SDVideoTrainer(model, loader(data, 1, collate_fn=make, shuffle=False), out, preencoded_img=True, **options)
+def trainer(model, out, data=CLIPS, make=collate, batch_size=1, **options) -> SDVideoTrainer:
+    batches = loader(data, batch_size, collate_fn=make, shuffle=False)
+    return SDVideoTrainer(model, batches, out, preencoded_img=True, **options)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,10 @@ def trainer(model, out, data=CLIPS, make=collate, **options) -> SDVideoTrainer:
         ({"gradient_accumulation": 0}, "gradient_accumulation=0; it must be at least 1"),
         ({"unconditional_ratio": 1.5}, "unconditional_ratio=1.5; it is a share of the samples, 0..1"),
         ({"start_noise": -0.5}, "start_noise=-0.5; it is a share"),
+        ({"lr_warmup": -1}, "lr_warmup=-1 steps; it must be 0 or more"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0; it must be above 0, or 0 for gradients as they are"),
+        ({"max_grad_norm": float("nan")}, "max_grad_norm=nan; it must be"),
+        ({"min_snr_gamma": 0.0}, "min_snr_gamma=0.0; it must be above 0, or None"),
         ({"data": []}, "the dataloader has no batches"),
     ],
 )
@@ -46,7 +51,6 @@ def test_settings_are_checked_at_once(small_model, tmp_path, options, message):
         ({"train_only": "spatially"}, "train_only='spatially'; expected one of all, temporal"),
         ({"ema": 1.0}, "ema=1.0; expected the share kept"),
         ({"lora_rank": 0}, "rank=0; expected 1 or more"),
-        ({"lr_warmup": -1}, "attack=-1 steps"),
         ({"lr_min": 1.0}, "lr_min=1.0; it must be 0..lr"),
     ],
 )
@@ -81,10 +85,22 @@ def test_a_bad_batch_is_named(small_model, tmp_path):
 def test_a_loss_of_nan_stops_the_run(model, tmp_path):
     with torch.no_grad():
         model.unet.out[-1].bias.fill_(float("nan"))
-    message = r"the loss of step 1 is nan with lr=0.0001 and mixed_precision=no; use a lower lr or bf16"
+    message = "the loss of step 1 is nan with lr=0.0001 and mixed_precision=no; use a lower lr, with which .* resumed$"
     with pytest.raises(FloatingPointError, match=message):
         train(trainer(model, tmp_path), steps=1)
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
+def test_a_gradient_of_nan_stops_the_run_before_it_reaches_a_weight(model, tmp_path, max_grad_norm):
+    model.unet.out[-1].weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = weights(model)
+    options = {"max_grad_norm": max_grad_norm, "mixed_precision": "bf16", "save_states": False}
+    message = "the gradient's norm of step 1 is nan .* use a lower lr, or start a new run with mixed_precision=no$"
+    with pytest.raises(FloatingPointError, match=message):
+        train(trainer(model, tmp_path, **options), steps=1)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not differing(before, weights(model))
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +119,7 @@ def stopped(small_model_dir, tmp_path_factory):
         ({"gradient_accumulation": 2}, "was saved with gradient_accumulation=1, this run has 2"),
         ({"mixed_precision": "bf16"}, "was saved with mixed_precision=no, this run has bf16"),
         ({"data": CLIPS * 2}, "was saved with batches=2, this run has 4"),
+        ({"data": CLIPS * 2, "batch_size": 2}, "was saved with batch_size=1, this run has 2"),
     ],
 )
 def test_a_state_of_another_run_is_refused(small_model, stopped, options, message):
@@ -113,6 +130,12 @@ def test_a_state_of_another_run_is_refused(small_model, stopped, options, messag
 def test_a_folder_that_is_no_state_is_refused(small_model, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is no state of a training run.*name a step-\* folder"):
         train(trainer(small_model, tmp_path, load_state=tmp_path), steps=1)
+
+
+def test_missing_xformers_is_named(tmp_path):
+    model = cast(SDVideo, SimpleNamespace(device="cuda", dtype=torch.float32))
+    with pytest.raises(ImportError, match="xformers=True needs the package xformers, which is missing; pip install"):
+        trainer(model, tmp_path, xformers=True)
 
 
 def test_missing_bitsandbytes_is_named(small_model, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Files of a training run: weights and LoRA to load, samples, logs, the loss plot, and states."""
 
+import resource
+
 import pytest
 import torch
 from PIL import Image
@@ -118,6 +120,28 @@ def test_two_newest_states_are_kept_and_half_written_ones_ignored(model, tmp_pat
     (states / "step-9").mkdir()
     resumed = train(make_trainer(model, tmp_path, load_state=True), steps=5)
     assert len(resumed.losses) == 5
+
+
+def test_states_that_were_half_written_are_removed_at_the_start(model, tmp_path):
+    leftover = tmp_path / "vid_states" / ".step-00000009.tmp"
+    leftover.mkdir(parents=True)
+    left = []
+    train(make_trainer(model, tmp_path), steps=1, callback=lambda *_: left.append(leftover.exists()))
+    assert left == [False]
+
+
+@pytest.mark.parametrize("share", [0.75, 1.5], ids=["weights", "moments"])
+def test_a_state_that_does_not_fit_leaves_nothing(model, tmp_path, share):
+    size = int(4 * share * sum(p.numel() for p in model.unet.parameters()))  # of a file; the half weights do fit
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    message = r"cannot write the state .*step-00000001: .+; make room .* resume, or train without states \("
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(OSError, match=message):
+            train(make_trainer(model, tmp_path), steps=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name for path in tmp_path.rglob("*")} == {"vid_unet.safetensors", "vid_states"}
 
 
 def test_running_mean_is_the_mean_of_the_last_steps():

@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
 from sdvideo_core.schedule import NoiseSchedule
-from sdvideo_core.training.loss import START_FROM, DiffusionLoss
+from sdvideo_core.training.loss import START_FROM, DiffusionLoss, spread
 
 SCHEDULE = NoiseSchedule()
 SHAPE = (8, 4, 3, 4, 6)
@@ -47,7 +47,12 @@ def test_the_generator_decides_everything():
 def test_each_part_of_the_schedule_gives_one_timestep():
     for seed in range(20):
         timesteps = DiffusionLoss(SCHEDULE).add_noise(latents(), generator(seed)).timesteps
-        assert (timesteps // 125).tolist() == list(range(8))
+        assert sorted((timesteps // 125).tolist()) == list(range(8))
+
+
+def test_every_place_in_a_batch_gets_every_part_of_the_schedule():
+    drawn = torch.stack([spread(4, 1000, generator(seed)) for seed in range(60)])
+    assert ((drawn // 250).sort(dim=0).values[[0, -1]] == torch.tensor([[0], [3]])).all()
 
 
 def test_without_start_noise_eps_is_unit_noise():
