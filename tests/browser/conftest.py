@@ -94,6 +94,7 @@ def canvas(opened: "Canvas") -> Iterator["Canvas"]:
     opened.clear()
     opened.errors.clear()
     yield opened
+    opened.clear()  # what plays would take the cores from other tests
     assert opened.errors == []
 
 

@@ -8,6 +8,7 @@ from diffusers.training_utils import compute_snr
 
 from sdvideo_core.schedule import NoiseSchedule
 from sdvideo_core.training.loss import START_FROM, DiffusionLoss, spread
+from sdvideo_core.training.network import Network
 
 SCHEDULE = NoiseSchedule()
 SHAPE = (8, 4, 3, 4, 6)
@@ -103,3 +104,27 @@ def test_the_last_place_is_the_last_timestep(options, monkeypatch):
         monkeypatch.setattr(DiffusionLoss, "_timesteps", lambda _self, batch, _generator: torch.zeros(batch).long())
     timesteps = DiffusionLoss(SCHEDULE, **options).add_noise(latents(), generator()).timesteps
     assert timesteps.max() <= 999
+
+
+@pytest.mark.parametrize("lora_rank", [4, None])
+def test_float16_gradients_are_finite_and_near_those_of_float32(new_model, lora_rank):
+    """What accelerate does on CUDA: autocast of the network, and a loss scaled up."""
+    network = Network(new_model().unet, lora_rank)
+    network.begin(dropout=False)
+    scaler, gradients = torch.amp.GradScaler("cpu"), []
+    x0, context = latents((2, 4, 2, 4, 4)), torch.randn(2, 77, 64, generator=generator())
+    for half in (False, True):
+
+        def eps(x, timesteps, half=half):
+            with torch.autocast("cpu", torch.float16, enabled=half):
+                return network(x, timesteps, context)
+
+        loss = DiffusionLoss(SCHEDULE)(eps, x0, generator())
+        scaler.scale(loss).backward()
+        weights = [weight for weight in network.trainable().values() if weight.grad is not None]
+        gradients.append(torch.cat([weight.grad.flatten() for weight in weights]) / scaler.get_scale())
+        network.zero_grad()
+    exact, rounded = gradients
+    assert rounded.isfinite().all()
+    assert exact.norm() > 0
+    assert 0 < (rounded - exact).norm() < 0.02 * exact.norm()
