@@ -33,9 +33,9 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Workers of one thread each: the models here are too small for a second one. Three for two cores, as servers and browsers wait.
+# Two workers of one thread each: the models here are too small for a second thread to help.
 test: lint types chromium ## set up, lint, types, then all tests; ComfyUI's too where there is one ($COMFYUI_PATH)
-	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 chromium: $(TOOLS) ## install Chromium with apt, where there is a ComfyUI to look at and none yet
 	@if [ -n "$(COMFYUI)" ] && [ -z "$(CHROMIUM)" ] && [ -n "$(APT_GET)" ]; then \
