@@ -112,8 +112,7 @@ def train(args: argparse.Namespace) -> None:
 
     distillation = _distillation(args)
     is_cache = _is_cache(Path(args.data))
-    options = {"num_frames": args.frames} if is_cache else _clip_options(args)
-    data: Any = CachedDataset(args.data) if is_cache else _dataset(args, options)
+    data, options = (CachedDataset(args.data), {"num_frames": args.frames}) if is_cache else _clips(args)
     collate = partial(collate_cached if is_cache else collate_fn, **options)
     model = _load(args)
     if is_cache:
@@ -135,8 +134,7 @@ def train(args: argparse.Namespace) -> None:
 def cache(args: argparse.Namespace) -> None:
     from .training import encode_dataset
 
-    options = _clip_options(args)
-    dataset = _dataset(args, options)
+    dataset, options = _clips(args)
     encode_dataset(_load(args), dataset, args.out, bar=True, **options)
     sys.stderr.write(f"Wrote {args.out}: {len(dataset)} clips of {options['num_frames']} frames\n")
 
@@ -168,16 +166,14 @@ def _check_cache(args: argparse.Namespace, dataset: CachedDataset, model: SDVide
     dataset.check_model(model)
 
 
-def _dataset(args: argparse.Namespace, options: dict[str, Any]) -> ClipDataset:
+def _clips(args: argparse.Namespace) -> tuple[ClipDataset, dict[str, Any]]:
+    """The clips, read no further than they are used, and the options that collate them."""
+    from .families import find_family
     from .training import open_dataset
 
-    return open_dataset(args.data, args.skip_bad, max_frames=(options["num_frames"] - 1) * options["stride"] + 1)
-
-
-def _clip_options(args: argparse.Namespace) -> dict[str, Any]:
-    from .families import find_family
-
-    return cli_defaults.clip_options(args, find_family(args.model))
+    options = cli_defaults.clip_options(args, find_family(args.model))
+    stride = options.pop("stride")
+    return open_dataset(args.data, args.skip_bad, options["num_frames"], stride), options
 
 
 def _load(args: argparse.Namespace) -> SDVideo:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .checkpoint import read_network
-from .config import UNetConfig
+from .config import TextConfig, UNetConfig
 from .layouts import find_layout, names_of
 
 FAR = 2.0  # times more or less frames or pixels than in training are worth a warning
@@ -37,7 +37,8 @@ class Family:
     fps: int = 8
     denoise: tuple[float, float] | None = None  # range for video to video, for models made for that
     settings_source: str = PIPELINE  # where steps, guidance_scale, fps and denoise are from
-    unet: tuple[int, int, tuple[int, ...]] | None = None  # dim, context_dim and dim_mult, where they tell the model
+    unet: UNetConfig | None = None  # where its dim, context_dim and dim_mult tell the model
+    text: TextConfig | None = None  # where it is not that of all the others
     # Rough red, green and blue, -1..1, of each latent channel, last of latents of 0; None: those of Stable Diffusion.
     latent_rgb_factors: tuple[tuple[float, float, float], ...] | None = None
 
@@ -67,7 +68,10 @@ DEMO = Family(
     steps=25,
     guidance_scale=2.0,
     settings_source="docs/demo-model.md",
-    unet=(64, 64, (1, 2)),
+    unet=UNetConfig(
+        dim=64, context_dim=64, dim_mult=(1, 2), num_heads=2, head_dim=32, res_blocks=1, attn_scales=(0.5,), dropout=0.0
+    ),
+    text=TextConfig(width=64, layers=5, heads=1),
     latent_rgb_factors=DEMO_COLORS,
 )
 MODELSCOPE = Family(
@@ -117,14 +121,18 @@ def find_family(path: str | Path) -> Family | None:
 
 def family_of(names: Sequence[str], unet: UNetConfig | None = None) -> Family | None:
     """The family that a UNet's size tells, else the one that the first telling name names; None where nothing does."""
-    size = (unet.dim, unet.context_dim, unet.dim_mult) if unet else None
-    if found := next((family for family in FAMILIES if size and family.unet == size), None):
+    size = _size(unet) if unet else None
+    if found := next((family for family in FAMILIES if family.unet and _size(family.unet) == size), None):
         return found
     for name in names:
         plain = re.sub(r"[_ ]", "-", name.lower())
         if found := next((f for f in FAMILIES if f.pattern and re.search(f.pattern, plain)), None):
             return found
     return None
+
+
+def _size(unet: UNetConfig) -> tuple[int, int, tuple[int, ...]]:
+    return unet.dim, unet.context_dim, unet.dim_mult
 
 
 def summary(family: Family | None) -> str:

@@ -9,7 +9,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .arguments import WHOLE, Kind
+
 SIZE_MULTIPLE = 8  # the autoencoder halves each side three times
+TENSOR = Kind(
+    lambda value: isinstance(value, Tensor),
+    "a tensor (1, 3, F, H, W) in 0..1; frames_to_video(images_to_frames(images)) makes one of PIL images",
+)
 TRANSPARENT_MODES = ("RGBA", "LA", "PA", "RGBa")
 
 
@@ -95,9 +101,12 @@ def video_to_images(video: Tensor) -> list[Image.Image]:
 
 
 def check_selection(frames: int | None, offset: int, stride: int) -> None:
-    """Raise ValueError unless frames >= 1 (or None, for all), offset >= 0 and stride >= 1."""
+    """Raise ValueError unless frames >= 1 (or None, for all), offset >= 0 and stride >= 1; TypeError for no integer."""
     for name, value, least in (("num_frames", frames, 1), ("offset", offset, 0), ("stride", stride, 1)):
-        if value is not None and value < least:
+        if value is None:
+            continue
+        WHOLE.check(name, value)
+        if value < least:
             raise ValueError(f"{name} is {value}, expected at least {least}; raise {name}")
 
 
@@ -145,6 +154,7 @@ def video_to_frames(video: Tensor) -> Tensor:
 
 def _single_video(video: Tensor) -> Tensor:
     """Drop the batch axis: (1, 3, F, H, W) or (3, F, H, W) to (3, F, H, W)."""
+    TENSOR.check("video", video)
     shape = tuple(video.shape)
     if video.ndim == 5 and shape[1] == 3 and shape[0] != 1:
         raise ValueError(f"video {shape} is a batch of {shape[0]}, expected 1; pass video[i : i + 1] in turn")

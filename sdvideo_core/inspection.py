@@ -14,7 +14,7 @@ from torch import Tensor
 from .checkpoint import check_network, check_parts, read_network
 from .config import UNetConfig
 from .configuration import CheckpointError
-from .families import Family, family_of
+from .families import FAMILIES, Family, family_of
 from .layouts import (
     DIFFUSERS,
     ELSEWHERE,
@@ -28,6 +28,7 @@ from .layouts import (
     what_is,
 )
 from .lora_files import describe_lora
+from .lora_layers import Layers
 from .state_dict import read_files
 
 Report = dict[str, Any]
@@ -72,7 +73,7 @@ def _empty(path: Path) -> Report:
 def _no_model(path: Path, error: CheckpointError) -> Report:
     """What there is to say of a LoRA in a folder or a list, of pictures and videos; raises of anything else."""
     try:
-        return describe_lora(path)
+        return _describe_lora(path)
     except (CheckpointError, FileNotFoundError) as problem:
         if found := _clip(path):
             return found
@@ -85,11 +86,16 @@ def _lora(layout: Layout, what: str) -> Report:
     """What there is to say of a LoRA, or what is wrong with it; nothing of anything else."""
     try:
         try:
-            return describe_lora(layout.path)
+            return _describe_lora(layout.path)
         except FileNotFoundError:  # a folder of no known kind, with one file
-            return describe_lora(layout.files[0])
+            return _describe_lora(layout.files[0])
     except CheckpointError as error:
         return {"problems": [str(error)]} if what == LORA else {}
+
+
+def _describe_lora(path: Path) -> Report:
+    """What there is to say of a LoRA, also of one for a family that has a size of its own."""
+    return describe_lora(path, others={f.name: Layers.of_size(f.unet, f.text) for f in FAMILIES if f.unet and f.text})
 
 
 def _clip(path: Path) -> Report | None:

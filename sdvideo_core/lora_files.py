@@ -30,6 +30,7 @@ TEXT_FOLDER = "text_encoder"
 
 # How the names of a text encoder's layers begin, also of one of another size.
 TEXT_SIGN = re.compile(r"(^|[._])(te\d?|text_model|text_encoders?|resblocks)[._]")
+FULL_WIDTH = ("time_embed.", "input_blocks.0.", "input_blocks.1.")  # before the UNet gets wider
 FEW_STEPS = 4  # what few-step LoRAs are made for
 MOST_DETAILED = 20  # names in details
 OWN_METADATA = "sdvideo."  # what SDVideo says of a LoRA in a .safetensors file begins so
@@ -196,29 +197,58 @@ def _read_folder(folder: Path) -> LoRAFile:
     return LoRAFile(folder, next(iter(parts.values())).format, layers, others, metadata)
 
 
-def describe_lora(path: str | Path, layers: Layers | None = None) -> dict[str, Any]:
+def describe_lora(
+    path: str | Path, layers: Layers | None = None, others: Mapping[str, Layers] | None = None
+) -> dict[str, Any]:
     """What a LoRA is, as plain values: its format, ranks, and how many layers of a model, full-size by default, it has.
 
-    `for` says whose it is where it is not for that model; then its layers are counted by their names alone. `metadata`
-    is what SDVideo wrote into it, and `sample with` the options that a few-step LoRA wants. Raises as `read_lora` does.
+    `for` says whose it is where it is not for that model: the first of `others`, by name, that it fits; where it fits
+    none, its layers are counted by their names alone. `metadata` is what SDVideo wrote into it, and `sample with` the
+    options that a few-step LoRA wants. Raises as `read_lora` does.
     """
     file, layers = read_lora(path), layers or Layers.full_size()
     ranks = {len(stored.down) for stored in file.layers.values() if stored.ending != LORALIB}
     ranks = ranks or {min(len(stored.down) for stored in file.layers.values())}  # loralib's grow with the kernel
     report = {"path": str(path), "is": FORMATS[file.format], "ranks": sorted(ranks), "layers": len(file.layers)}
-    return report | _parts(file, layers) | _settings(file.metadata)
+    return report | _parts(file, layers, others or {}) | _settings(file.metadata)
 
 
-def _parts(file: LoRAFile, layers: Layers) -> dict[str, Any]:
+def _parts(file: LoRAFile, layers: Layers, others: Mapping[str, Layers]) -> dict[str, Any]:
+    if not file.other_model:
+        if parts := _fitting_parts(file, layers):
+            return parts
+        for name, other in others.items():
+            if parts := _fitting_parts(file, other):
+                return {"for": name, **parts}
+    text = sum(bool(TEXT_SIGN.search(name)) for name in file.layers)
+    whose = file.other_model or _which_size(file, layers)
+    return {"for": whose, "unet layers": len(file.layers) - text, "text encoder layers": text}
+
+
+def _fitting_parts(file: LoRAFile, layers: Layers) -> dict[str, Any] | None:
+    """How many layers of a model a LoRA has, None where it has none or one does not fit."""
     (places, placement), shapes = file.places(layers), layers.known
     pairs = {path: file.layers[name].fit(path, shapes[path]) for name, path in places.items()}
-    if pairs and not file.other_model and all(fits(pair, shapes[path]) for path, pair in pairs.items()):
-        unet, text = (sum(path in part for path in pairs) for part in ({**layers.unet, **COND_PROJ}, layers.text))
-        parts = {"unet layers": unet, "text encoder layers": text, "unused layers": len(file.layers) - unet - text}
-        return parts | ({"layers by shape": str(placement)} if placement else {})
-    whose = file.other_model or ("a model of another size" if pairs else "another model, or one of another size")
-    text = sum(bool(TEXT_SIGN.search(name)) for name in file.layers)
-    return {"for": whose, "unet layers": len(file.layers) - text, "text encoder layers": text}
+    if not pairs or not all(fits(pair, shapes[path]) for path, pair in pairs.items()):
+        return None
+    unet, text = (sum(path in part for path in pairs) for part in ({**layers.unet, **COND_PROJ}, layers.text))
+    parts = {"unet layers": unet, "text encoder layers": text, "unused layers": len(file.layers) - unet - text}
+    return parts | ({"layers by shape": str(placement)} if placement else {})
+
+
+def _which_size(file: LoRAFile, layers: Layers) -> str:
+    """Which model a LoRA of another size is for, by its channels at full resolution where a layer tells them."""
+    (places, _), dim = file.places(layers), layers.config.dim
+    if not places:
+        return "another model, or one of another size"
+    telling = (file.layers[name].down for name, path in places.items() if _takes_full_width(path, layers))
+    width = next((down[0].numel() for down in telling), dim)
+    return "a model of another size" + (f": its UNet has dim {width}, expected {dim}" if width != dim else "")
+
+
+def _takes_full_width(path: str, layers: Layers) -> bool:
+    """Whether a layer is linear, with `dim` inputs whatever the numbers of levels, blocks and heads are."""
+    return path.startswith(FULL_WIDTH) and layers.known[path][1:] == (layers.config.dim,)
 
 
 def _settings(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -64,7 +64,12 @@ class Layers:
     @classmethod
     def full_size(cls) -> Layers:
         """Those of the ModelScope family."""
-        return cls.of(UNetSD(UNetConfig(), device="meta")).with_text_tower(TextConfig())
+        return cls.of_size(UNetConfig(), TextConfig())
+
+    @classmethod
+    def of_size(cls, unet: UNetConfig, text: TextConfig) -> Layers:
+        """Those of a model that is told by the shapes of its networks."""
+        return cls.of(UNetSD(unet, device="meta")).with_text_tower(text)
 
     def with_text(self, shapes: Mapping[str, Shape]) -> Layers:
         """With layers of a text tower that are all in use."""

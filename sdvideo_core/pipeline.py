@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from .arguments import NUMBER, SIZE, WHOLE, Kind, check_kinds, is_list, is_number
 from .attention import sdpa, xformers_attention
 from .blocks import to_frames, to_video
 from .checkpoint import check_parts, load_text_encoder, load_unet, load_vae
@@ -23,11 +24,41 @@ from .layouts import PARTS, find_layout, names_of
 from .lcm import guidance_embedding, misuses
 from .lora_files import LoRAReport
 from .lora_weights import LoRAWeights
-from .sampler import draw_noise
-from .samplers import Sampler, find_sampler
+from .sampler import Sampler, draw_noise
+from .samplers import SAMPLERS, find_sampler
 from .schedule import NoiseSchedule
 
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+TEXT = Kind(lambda value: isinstance(value, str), "one prompt (str); call the model once for each of several")
+PICTURES = Kind(
+    lambda value: is_list(value, lambda item: isinstance(item, Image.Image)),
+    "a list of PIL images; load_sequence reads them from a folder, a GIF or a video, video_to_images from a tensor",
+)
+SAMPLER = Kind(
+    lambda value: isinstance(value, str | Sampler), f"one of {', '.join(SAMPLERS)}, or a Sampler such as LCM()"
+)
+SCALES = Kind(
+    lambda value: callable(value) or is_list(value, is_number), "a list of numbers, such as (12, 4), or a function"
+)
+# What the arguments of a call may be, by their names.
+KINDS = {
+    "text": TEXT,
+    "text_neg": TEXT,
+    "guidance_scale": NUMBER,
+    "timesteps": WHOLE,
+    "image_size": SIZE,
+    "num_frames": WHOLE.or_none(),
+    "initial_frames": PICTURES.or_none(),
+    "t_start": WHOLE.or_none(),
+    "eta": NUMBER,
+    "seed": WHOLE.or_none(),
+    "sampler": SAMPLER,
+    "guidance_rescale": NUMBER,
+    "guidance_schedule": SCALES.or_none(),
+    "dynamic_thresholding": NUMBER.or_none(),
+    "guidance_embed": NUMBER.or_none(),
+}
 
 
 class SDVideo:
@@ -80,6 +111,7 @@ class SDVideo:
         the base model bit for bit. Raises FileNotFoundError, or CheckpointError (a ValueError), which says what the
         file is, where nothing of it is for this model.
         """
+        NUMBER.check("strength", strength)
         self._loras = self._loras or LoRAWeights(self.unet, self.text_encoder)
         return self._loras.add(path, strength)
 
@@ -121,8 +153,9 @@ class SDVideo:
         guidance_schedule: scales spread over the way from pure noise to the video, or a function of it, in place of
         guidance_scale (see `guidance.scale_over_steps`). dynamic_thresholding: percentile, such as 0.995.
         guidance_embed: the scale of a model distilled with an embedding of it (T2V-Turbo, 5 to 15), which is used with
-        guidance_scale 1.
+        guidance_scale 1. Raises TypeError for a value of another kind, ValueError for one out of range.
         """
+        check_kinds(KINDS, locals())
         method = find_sampler(sampler, eta)
         wrappers = guidance_wrappers(self.schedule, guidance_rescale, dynamic_thresholding)
         scale = scale_over_steps(guidance_schedule) if guidance_schedule is not None else guidance_scale
@@ -157,6 +190,7 @@ class SDVideo:
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image], bar: bool = False) -> Tensor:
         """Pictures of equal size -> latents (1, 4, F, h, w) in float32."""
+        PICTURES.check("images", images)
         frames = images_to_frames(list(images))
         check_size(frames.shape[3], frames.shape[2])
         frames = frames.to(self.device, self.dtype)
@@ -177,8 +211,8 @@ class SDVideo:
     def _check_finite(self, values: Tensor, name: str) -> None:
         if not torch.isfinite(values).all():
             raise FloatingPointError(
-                f"the {name} hold NaN or infinity, computed with dtype {self.dtype} and amp={self.amp}; "
-                "use torch.float32 with amp=False, or a lower guidance_scale"
+                f"the {name} hold NaN or infinity, computed with dtype={self.dtype} and amp={self.amp}; "
+                "use dtype=torch.float32 with amp=False, or a lower guidance_scale"
             )
 
     def _num_frames(self, num_frames: int | None, initial_frames: Sequence[Image.Image] | None) -> int:

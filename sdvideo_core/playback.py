@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
+from .arguments import NUMBER, WHOLE
+
 PALETTES = ("clip", "frame")
 DITHERS = ("floyd-steinberg", "bayer", "none")
 MAX_LOOPS = 65535  # GIF and WebP count in 16 bits
@@ -32,6 +34,7 @@ class SaveOptions:
     dither: str = "floyd-steinberg"
 
     def __post_init__(self) -> None:
+        WHOLE.check("loop", self.loop)
         if not 0 <= self.loop <= MAX_LOOPS:
             raise ValueError(f"loop is {self.loop}, expected 0 (for ever) to {MAX_LOOPS}; choose one of these")
         for name, value, choices in (("palette", self.palette, PALETTES), ("dither", self.dither, DITHERS)):
@@ -56,6 +59,7 @@ def no_progress(_done: int, _total: int) -> None:
 def check_fps(fps: float, name: str) -> None:
     """Raise ValueError unless a format, one of FASTEST_FPS, plays at this rate."""
     fastest = FASTEST_FPS[name]
+    NUMBER.check("fps", fps)
     if not SLOWEST_FPS <= fps <= fastest:
         raise ValueError(f"fps is {fps}, but {name} plays {SLOWEST_FPS} to {fastest}; choose one of these")
 

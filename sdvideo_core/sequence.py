@@ -12,6 +12,7 @@ import imageio.v3 as iio
 import numpy as np
 from PIL import Image
 
+from .arguments import SIZE
 from .frames import check_selection, frame_indices, resize_image, to_rgb
 
 PICTURE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -42,8 +43,9 @@ def load_sequence(
 
     Raises FileNotFoundError for a missing path or a folder without pictures, OSError naming a file that
     cannot be read, ValueError for too few frames, frames of different sizes, an unknown extension or
-    arguments out of range.
+    arguments out of range, TypeError for arguments of another kind.
     """
+    SIZE.or_none().check("image_size", image_size)
     return _to_one_size(read_frames(Path(path), frames, offset, stride), image_size)
 
 

@@ -13,7 +13,7 @@ FILES |= {
     "video_io",
     "whole_file",
 }
-FILES |= {"dithering", "gif", "playback", "sequence", "thumbnails"}
+FILES |= {"arguments", "dithering", "gif", "playback", "sequence", "thumbnails"}
 LORA = {"lora", "lora_export", "lora_files", "lora_formats", "lora_layers", "lora_lists", "lora_others"}
 LORA |= {"lora_peft", "lora_weights"}
 LIBRARY = NETWORKS | FILES | LORA | {"schedule", "guidance", "sampler", "ddim", "lcm", "solvers", "samplers"}
@@ -21,6 +21,7 @@ LIBRARY = NETWORKS | FILES | LORA | {"schedule", "guidance", "sampler", "ddim", 
 # What each module or subpackage of sdvideo_core may import of sdvideo_core.
 CORE_ARROWS: dict[str, set[str]] = {
     "whole_file": set(),
+    "arguments": set(),
     "config": set(),
     "configuration": {"config"},
     "layers": set(),
@@ -44,8 +45,8 @@ CORE_ARROWS: dict[str, set[str]] = {
     "weights": {"config", "configuration", "diffusers_format", "layouts", "state_dict"},
     "checkpoint": {"configuration", "part_config", "state_dict", "layouts", "weights"} | NETWORKS - {"blocks"},
     "families": {"checkpoint", "config", "layouts"},
-    "inspection": {"checkpoint", "config", "configuration", "families", "layouts", "lora_files", "state_dict"}
-    | {"video_io"},
+    "inspection": {"checkpoint", "config", "configuration", "families", "layouts", "lora_files", "lora_layers"}
+    | {"state_dict", "video_io"},
     "diffusers_folder": {"config", "configuration", "layouts", "part_config", "vae"},
     "convert": {"checkpoint", "config", "configuration", "diffusers_folder", "diffusers_format", "layouts"}
     | {"state_dict", "weights", "whole_file"},
@@ -60,11 +61,11 @@ CORE_ARROWS: dict[str, set[str]] = {
     | {"state_dict", "whole_file"},
     "lora_weights": {"key_maps", "lora_files", "lora_formats", "lora_layers", "text_encoder", "unet"},
     "lora": {"lora_export", "lora_files", "lora_formats", "lora_layers", "state_dict", "unet"},
-    "frames": set(),
-    "playback": set(),
+    "frames": {"arguments"},
+    "playback": {"arguments"},
     "dithering": set(),
     "gif": {"dithering", "frames", "playback", "whole_file"},
-    "sequence": {"frames"},
+    "sequence": {"arguments", "frames"},
     "thumbnails": {"sequence"},
     "video_io": {"frames", "gif", "playback", "sequence", "whole_file"},
     "training": LIBRARY,

@@ -1,5 +1,7 @@
 /** Elements of a page, and how those inside a node share the mouse with the canvas. */
 
+export const TEXT_HEIGHT = 20; // pixels of a line of text in a node, in elements.css
+
 export function tag(name, properties) {
   return Object.assign(document.createElement(name), properties);
 }

@@ -1,10 +1,8 @@
 /** Live preview: the clip being sampled plays on the node that samples it, with step, speed and time left. */
 
-import { addElementWidget, makeRoom, tag } from "./elements.js";
+import { TEXT_HEIGHT, addElementWidget, makeRoom, tag } from "./elements.js";
 import { runningNode } from "./running_node.js";
 import { say } from "./words.js";
-
-const TEXT_HEIGHT = 20; // pixels, in elements.css
 
 /** Follow what the server reports of sampling; a preview is gone when its node is done. */
 export function showSampling(app) {

@@ -1,6 +1,6 @@
 /** Training: while Train Video LoRA runs, its node shows the loss curve and the newest sample clip. */
 
-import { addElementWidget, makeRoom, tag } from "./elements.js";
+import { TEXT_HEIGHT, addElementWidget, makeRoom, tag } from "./elements.js";
 import { Player } from "./player.js";
 import { runningNode } from "./running_node.js";
 import { describeSpeed } from "./sampling.js";
@@ -9,7 +9,6 @@ import { say } from "./words.js";
 export const TRAIN_LORA = "SDVideoTrainLoRA";
 
 const CURVE = { width: 480, height: 160 }; // pixels of the canvas, shown at the node's width
-const TEXT_HEIGHT = 20; // pixels, in elements.css
 
 /** Follow what the server reports of training; a curve stays until its node, or the node it is shown on, is another. */
 export function showTraining(app) {

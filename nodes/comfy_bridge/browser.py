@@ -1,11 +1,14 @@
-"""Browser: what a running node tells the page that queued its graph."""
+"""Browser: what a running node tells the page that queued its graph, and what the page asks about files."""
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from aiohttp import web
 from server import PromptServer
 
 SHORTEST_WAIT = 0.1  # seconds; a page gains nothing from more
@@ -30,6 +33,31 @@ def _running_node(server: PromptServer) -> Json:
             about["type"] = prompt.get(server.last_node_id, {}).get("class_type")
             about["workflow"] = ((extra.get("extra_pnginfo") or {}).get("workflow") or {}).get("id")
     return about
+
+
+def add_route(
+    url: str, find: Callable[[Mapping[str, str]], Path], answer: Callable[[Path], web.StreamResponse]
+) -> None:
+    """Lets the browser ask at a URL about a file: `find` takes the query, `answer` may take seconds, in a thread.
+
+    What they raise is a 404 that says why, without the folders of the server. There is no route where ComfyUI is a
+    library.
+    """
+    one_at_a_time = asyncio.Lock()  # long videos take seconds of all cores
+
+    async def get(request: web.Request) -> web.StreamResponse:
+        try:
+            path = find(request.query)
+        except (OSError, ValueError) as error:
+            return web.Response(status=404, text=str(error))
+        try:
+            async with one_at_a_time:
+                return await asyncio.to_thread(answer, path)
+        except (OSError, ValueError) as error:
+            return web.Response(status=404, text=str(error).replace(str(path), path.name))
+
+    if server := getattr(PromptServer, "instance", None):
+        server.routes.get(url)(get)
 
 
 class Reports:

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from aiohttp import web
-from server import PromptServer
 
 from ...sdvideo_core.video_io import convert_to_mp4
+from .browser import add_route
 from .folders import stamp, stored_file, temporary_folder
-
-ONE_AT_A_TIME = asyncio.Lock()
 
 
 def register_clip_route() -> None:
-    """Adds the route to the running server; there is none where ComfyUI is a library."""
-    if server := getattr(PromptServer, "instance", None):
-        server.routes.get("/sdvideo/clip")(_get_clip)
+    add_route("/sdvideo/clip", _find, _answer)
 
 
-async def _get_clip(request: web.Request) -> web.StreamResponse:
-    """?filename=NAME&subfolder=FOLDER&type=output, as in ComfyUI's /view: that GIF or WebP as an MP4."""
-    name, subfolder, kind = (request.query.get(key, "") for key in ("filename", "subfolder", "type"))
-    try:
-        path = stored_file(name, subfolder, kind)
-    except (OSError, ValueError) as error:
-        return web.Response(status=404, text=str(error))
-    try:
-        async with ONE_AT_A_TIME:
-            return web.FileResponse(await asyncio.to_thread(_as_mp4, path), headers={"Cache-Control": "no-cache"})
-    except (OSError, ValueError) as error:
-        return web.Response(status=404, text=str(error).replace(str(path), name))
+def _find(query: Mapping[str, str]) -> Path:
+    """?filename=NAME&subfolder=FOLDER&type=output, as in ComfyUI's /view."""
+    return stored_file(*(query.get(key, "") for key in ("filename", "subfolder", "type")))
+
+
+def _answer(path: Path) -> web.StreamResponse:
+    return web.FileResponse(_as_mp4(path), headers={"Cache-Control": "no-cache"})
 
 
 def _as_mp4(path: Path) -> Path:

@@ -20,7 +20,6 @@ from torch import Tensor
 from ...sdvideo_core import checkpoint
 from ...sdvideo_core.config import TextConfig
 from ...sdvideo_core.layouts import PARTS, find_layout
-from ...sdvideo_core.vae import AutoencoderKL
 
 # What ComfyUI's autoencoder wants to be told beside the fields of VAEConfig.
 VAE_CONSTANTS = {
@@ -130,9 +129,9 @@ def encode_text(clip: comfy.sd.CLIP, text: str) -> list[Any]:
 
 def load_vae(path: str | Path) -> comfy.sd.VAE:
     """The autoencoder of a model or a file as a VAE."""
-    config, weights, source = checkpoint.read_network(path, "vae")
-    with torch.device("meta"):
-        checkpoint.check_weights(AutoencoderKL(config), weights, source)
+    network = checkpoint.read_network(path, "vae")
+    checkpoint.check_network("vae", network)
+    config, weights, _ = network
     shape = asdict(config) | {"ch_mult": list(config.ch_mult)} | VAE_CONSTANTS
     params = {"ddconfig": shape, "embed_dim": config.z_channels}
     vae = comfy.sd.VAE(_storable(weights), config={"params": params})

@@ -156,9 +156,9 @@ def load_model(path: str | Path, disable_dynamic: bool = False) -> comfy.model_p
         supported_dtypes=DTYPES,
         weight_dtype=comfy.utils.weight_dtype(shapes),
     )
-    _, weights, source = checkpoint.read_network(layout, "unet", dtype=dtype)
-    with torch.device("meta"):
-        checkpoint.check_weights(UNetSD(config), weights, source)
+    network = checkpoint.read_network(layout, "unet", dtype=dtype)
+    checkpoint.check_network("unet", network)
+    weights = network[1]
     model_config = ModelScopeConfig(config, family)
     model_config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, DTYPES))
     model = model_config.get_model(weights)

@@ -37,6 +37,7 @@ from ...sdvideo_core.training.loss_plot import plot_loss
 from ...sdvideo_core.whole_file import whole_file
 from .browser import Reports
 from .folders import OWN, clips_folder, lora_file, model_directory, part_path, temporary_folder
+from .progress import node_progress
 
 EVENT = "sdvideo.training"
 SAMPLES = "training_samples"
@@ -62,13 +63,7 @@ class Clips:
 
     def encoded_loader(self, batch_size: int, model: SDVideo, folder: Path) -> DataLoader[Any]:
         """The same batches, of clips that are encoded now, into files in a folder."""
-        progress = comfy.utils.ProgressBar(len(self.dataset))
-
-        def report(done: int, total: int) -> None:
-            progress.update_absolute(done, total)
-            comfy.model_management.throw_exception_if_processing_interrupted()
-
-        encode_dataset(model, self.dataset, folder, **self.options(), callback=report)
+        encode_dataset(model, self.dataset, folder, **self.options(), callback=node_progress())
         return DataLoader(CachedDataset(folder), batch_size, shuffle=True, collate_fn=collate_cached)
 
 

@@ -79,7 +79,8 @@ def encode_dataset(  # noqa: PLR0913 - all but three have defaults
 ) -> Path:
     """Encode every clip and caption of a dataset into a cache, and return its folder.
 
-    num_frames, image_size, stride: as in collate_fn. dtype: of the stored tensors; the model computes in its own.
+    num_frames, image_size, stride: as in collate_fn; stride is of the frames that the dataset gives, which may leave out
+    others already. dtype: of the stored tensors; the model computes in its own.
     bar: show a progress bar. callback: called after each clip.
     Files that the same pixels, caption, settings and weights made are kept, so an interrupted run goes on.
 
@@ -93,7 +94,8 @@ def encode_dataset(  # noqa: PLR0913 - all but three have defaults
     if not len(dataset):
         raise CacheError(f"the dataset for the cache {directory} is empty, expected at least 1 clip; add clips")
     settings = {
-        **{"num_frames": num_frames, "width": image_size[0], "height": image_size[1], "stride": stride},
+        **{"num_frames": num_frames, "width": image_size[0], "height": image_size[1]},
+        "stride": stride * getattr(dataset, "stride", 1),  # of the clip's own frames
         **{"dtype": str(dtype).removeprefix("torch."), **_maker(model)},
     }
     common = _common_header(settings)

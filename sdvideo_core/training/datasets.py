@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypedDict
 
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..video_io import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS, StrPath, load_sequence, natural_order
+from ..frames import check_selection
+from ..sequence import read_frames
+from ..video_io import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS, StrPath, natural_order
 
 GIF_EXTENSIONS = (".gif",)
 CLIP_EXTENSIONS = (".gif", ".webp", ".apng", *VIDEO_EXTENSIONS)
@@ -52,8 +55,9 @@ class Found(NamedTuple):
 class ClipDataset(Dataset[ClipItem]):
     """What the three layouts share: clips in natural order, checked when the dataset is made.
 
-    path: the folder. max_frames: how many frames of each clip to read at most, None: all; long videos need it, as
-    an item holds all its frames in memory.
+    path: the folder. stride: take every `stride`-th frame of a clip from its first on, as `collate_fn` does with all of
+    them. max_frames: how many frames of each clip to take at most, None: all; long videos need it, as an item holds all
+    its frames in memory.
 
     skip_bad=False: captions and empty clips are checked at once, pixels when they are read; ClipError names the
     first bad clip. skip_bad=True: every clip is decoded at once; the bad ones are left out, listed as (name, reason)
@@ -62,10 +66,11 @@ class ClipDataset(Dataset[ClipItem]):
 
     layout: ClassVar[str]
 
-    def __init__(self, path: StrPath, skip_bad: bool = False, max_frames: int | None = None):
+    def __init__(self, path: StrPath, skip_bad: bool = False, max_frames: int | None = None, stride: int = 1):
         if max_frames is not None and max_frames < 1:
             raise ValueError(f"max_frames is {max_frames}, expected at least 1, or None for all; raise max_frames")
-        self.path, self.max_frames = _folder(path), max_frames
+        check_selection(None, 0, stride)
+        self.path, self.max_frames, self.stride = _folder(path), max_frames, stride
         self.clips: list[Clip] = []
         self.skipped: list[tuple[str, str]] = []
         found, texts = self._find()
@@ -103,10 +108,7 @@ class ClipDataset(Dataset[ClipItem]):
 
     def _read(self, source: Path) -> list[Image.Image]:
         try:
-            if self.max_frames is not None:
-                with suppress(ValueError):  # it has fewer frames, or a fault that reading all of them tells
-                    return load_sequence(source, self.max_frames, image_size=None)
-            return load_sequence(source, None, image_size=None)
+            return _of_one_size(islice(read_frames(source, stride=self.stride), self.max_frames))
         except (OSError, ValueError) as error:
             named = str(source) in str(error)
             raise ClipError(str(error) if named else f"{source}: {error}") from error
@@ -182,7 +184,9 @@ class FrameSequenceDataset(ClipDataset):
         return super()._checked(entry, decode)
 
 
-def open_dataset(path: StrPath, skip_bad: bool = False, max_frames: int | None = None) -> ClipDataset:
+def open_dataset(
+    path: StrPath, skip_bad: bool = False, max_frames: int | None = None, stride: int = 1
+) -> ClipDataset:
     """The dataset in a folder, whichever of the three layouts it has; arguments as of ClipDataset.
 
     Raises ClipError where the folder has none of the layouts, or two.
@@ -194,14 +198,14 @@ def open_dataset(path: StrPath, skip_bad: bool = False, max_frames: int | None =
     if has_frames:
         if clips:
             raise ClipError(f"{folder} has a folder frames and also {' '.join(sorted(clips))} files; separate the two")
-        return FrameSequenceDataset(folder, skip_bad, max_frames)
+        return FrameSequenceDataset(folder, skip_bad, max_frames, stride)
     if not clips:
         raise ClipError(
             f"{folder} is no dataset: found {_count_kinds(files)}; expected {GIF_LAYOUT}, or {VIDEO_LAYOUT}, "
             f"or {FRAMES_LAYOUT}; arrange the clips so, or give another folder"
         )
     kind = MiniTestSet if clips <= set(GIF_EXTENSIONS) else VideoFolderDataset
-    return kind(folder, skip_bad, max_frames)
+    return kind(folder, skip_bad, max_frames, stride)
 
 
 def _folder(path: StrPath) -> Path:
@@ -232,6 +236,18 @@ def _check_not_empty(source: Path) -> None:
         raise ClipError(f"{source} has no pictures, expected at least 1 frame; fill or remove it")
     if source.is_file() and not source.stat().st_size:
         raise ClipError(f"{source} is empty (0 bytes), expected at least 1 frame; replace or remove it")
+
+
+def _of_one_size(sequence: Iterable[tuple[str, Image.Image]]) -> list[Image.Image]:
+    named = list(sequence)
+    for name, image in named:
+        first_name, first = named[0]
+        if image.size != first.size:
+            raise ValueError(
+                f"{name} is {image.width}x{image.height}, {first_name} is {first.width}x{first.height}; "
+                "all frames of a clip must have one size, resize or remove the odd ones"
+            )
+    return [image for _, image in named]
 
 
 def _read_caption(entry: Found) -> str:

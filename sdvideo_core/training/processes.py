@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DataLoaderConfiguration,
     DynamoBackend,
+    InitProcessGroupKwargs,
     TorchDynamoPlugin,
     patch_environment,
 )
@@ -21,6 +23,9 @@ from .sharding import shard_on_cpu
 
 if TYPE_CHECKING:
     from .trainer import SDVideoTrainer
+
+# While the first process draws samples the others wait for it, by default no longer than 10 minutes on GPUs.
+PATIENCE = timedelta(days=1)
 
 
 def accelerator_for(trainer: SDVideoTrainer, output: Path) -> Accelerator:
@@ -37,6 +42,7 @@ def accelerator_for(trainer: SDVideoTrainer, output: Path) -> Accelerator:
             log_with=trainer.log_with,
             project_dir=output,
             dynamo_plugin=TorchDynamoPlugin(backend=DynamoBackend.INDUCTOR, dynamic=False) if trainer.compile else None,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
     shard_on_cpu(accelerator)
     return accelerator

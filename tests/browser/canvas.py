@@ -17,10 +17,18 @@ STOCK_ERRORS = (
     r"net::ERR_NAME_NOT_RESOLVED|'https://api\.comfy\.org/",  # what it asks the network
 )
 
+# A run is over when the server says that no node is being executed, which it does after how it ended.
 START = """async () => {
+  let how = null;
+  const note = ({ type, detail }) => { how = [type, detail]; };
+  for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
+    app.api.addEventListener(kind, note, { once: true });
   window.ended = new Promise((resolve) => {
-    for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
-      app.api.addEventListener(kind, ({ detail }) => resolve([kind, detail]), { once: true });
+    app.api.addEventListener("executing", function over({ detail }) {
+      if (detail !== null || !how) return;
+      app.api.removeEventListener("executing", over);
+      resolve(how);
+    });
   });
   return app.queuePrompt(0);
 }"""

@@ -134,20 +134,21 @@ def test_all_is_reached_by_keys_and_has_a_name(canvas, player):
 
 
 def test_the_speed_menu_changes_how_long_a_frame_stays(player):
-    durations = {}
-    for speed in ("0.5", "2"):
+    # The shortest of many, as a busy machine shows a frame late, but none early.
+    script = """async (element, count) => {
+      const change = () => new Promise((resolve) => {
+        const observer = new MutationObserver(() => { observer.disconnect(); resolve(performance.now()); });
+        observer.observe(element, { childList: true, characterData: true, subtree: true });
+      });
+      const times = [];
+      while (times.length <= count) times.push(await change());
+      return Math.min(...times.slice(1).map((time, index) => time - times[index]));
+    }"""
+    shortest = {}
+    for speed, count in (("0.5", 4), ("2", 30)):
         player.get_by_label("Speed").select_option(speed)
-        script = """async (element) => {
-          const change = () => new Promise((resolve) => {
-            const observer = new MutationObserver(() => { observer.disconnect(); resolve(performance.now()); });
-            observer.observe(element, { childList: true, characterData: true, subtree: true });
-          });
-          const first = await change();
-          for (let frame = 0; frame < 4; frame++) await change();
-          return (await change()) - first;
-        }"""
-        durations[speed] = counter(player).evaluate(script) / 5
-    assert durations == {"0.5": pytest.approx(200, abs=40), "2": pytest.approx(50, abs=25)}
+        shortest[speed] = counter(player).evaluate(script, count)
+    assert shortest == {"0.5": pytest.approx(200, abs=40), "2": pytest.approx(50, abs=25)}
 
 
 def test_motion_waits_for_a_click_where_the_user_wants_less_of_it(canvas, clip):

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
+from sdvideo_core import SDVideo
 from sdvideo_core.demo.clips import Scene, caption, draw_clip
 from sdvideo_core.demo.untrained import DEMO_UNET, make_demo_model
 from tests.comfy.comfy_child import ComfyChild
@@ -47,6 +49,15 @@ def comfy_base(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def comfy_demo(comfy_base: Path) -> Path:
     """The model `demo` of the example workflows: tiny, with random weights in float16 pickles."""
     return make_demo_model(comfy_base / "models" / "text2video" / "demo")
+
+
+@pytest.fixture(scope="module")
+def api(comfy_demo: Path) -> Iterator[SDVideo]:
+    """The model `demo` in Python, with as many threads as ComfyUI's process has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(int(ENVIRONMENT["OMP_NUM_THREADS"]))
+    yield SDVideo(comfy_demo, amp=False)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

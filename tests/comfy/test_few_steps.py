@@ -5,7 +5,6 @@ import shutil
 import pytest
 import torch
 
-from sdvideo_core import SDVideo
 from sdvideo_core.demo import FEW_STEPS_LORA
 from sdvideo_core.lcm import LCM
 from sdvideo_core.lora_export import write_kohya
@@ -79,14 +78,6 @@ def test_the_shipped_lora_is_listed_last_unless_there_is_one_of_its_name(in_comf
     users.unlink()
     assert found["names"].count(shipped) == 1
     assert found["path"] == str(users)
-
-
-@pytest.fixture(scope="module")
-def api(comfy_demo):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the child, see comfy_server.ENVIRONMENT
-    yield SDVideo(comfy_demo, amp=False)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

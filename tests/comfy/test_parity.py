@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 
-from sdvideo_core import SDVideo, load_sequence
+from sdvideo_core import load_sequence
 from sdvideo_core.frames import images_to_frames
 from sdvideo_core.schedule import NoiseSchedule
 from tests.comfy.comfy_child import call_in_comfy
@@ -93,14 +93,6 @@ def compute_with_half_weights():
     dtypes = {key: str(weight.dtype) for key, weight in weights.items()}
     model_dtypes = [str(model.model.diffusion_model.dtype), str(model.model.manual_cast_dtype)]
     return {"video": graph_video(calls, "text, cfg 9, eta 0.5"), "model": model_dtypes, **dtypes}
-
-
-@pytest.fixture(scope="module")
-def api(comfy_demo):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the child, see comfy_server.ENVIRONMENT
-    yield SDVideo(comfy_demo, amp=False)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

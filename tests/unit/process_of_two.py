@@ -3,8 +3,9 @@
     accelerate launch ... -m tests.unit.process_of_two MODEL OUT [sdvideo's arguments...]
 
 Runs `sdvideo` with its arguments, if any, then trainers of six clips: one of an epoch, to OUT, which is stopped and
-resumed where FSDP splits the weights, and one of a LoRA, to OUT/lora. To OUT/rank<number>.safetensors go the weights
-that this process holds after the first, with what it read and what it refuses to do.
+resumed where FSDP splits the weights, and one of a LoRA, to OUT/lora, with samples where weights are whole. To
+OUT/rank<number>.safetensors go the weights that this process holds after the first, with what it read, what it drew and
+what it refuses to do.
 """
 
 import json
@@ -23,7 +24,8 @@ from sdvideo_core.training import SDVideoTrainer
 from tests.unit.small_training import collate, loader, make_trainer, train, weights
 
 SPLIT = "ACCELERATE_USE_FSDP" in os.environ
-REFUSED = {"adam8bit": ({"adam8bit": True}, {}), "samples": ({}, {"sample_every": 1, "sample_prompts": ["a star"]})}
+SAMPLES = {"sample_every": 1, "sample_prompts": ["a star", "a square"]}
+REFUSED = {"adam8bit": ({"adam8bit": True}, {}), "samples": ({}, SAMPLES)}
 
 
 class Process:
@@ -43,11 +45,19 @@ class Process:
     def run(self) -> None:
         for steps in (2, 3) if SPLIT else (3,):
             first = train(self.trainer(".", ema=0.9, load_state=True), steps)
-        told = {"read": list(self.read)}
-        train(self.trainer("lora", lora_rank=2, train_only="temporal", gradient_accumulation=2), steps=1)
+        told = {"read": list(self.read), "patience": patience()}
+        told["drawn"] = self.train_lora({} if SPLIT else SAMPLES)
         told["refused"] = {name: self.refusal(name, first.model) for name in REFUSED} if SPLIT else {}
         held = {name: part(value) for name, value in weights(first.model).items()}
         save_file(held, self.out / f"rank{os.environ['RANK']}.safetensors", {"told": json.dumps(told)})
+
+    def train_lora(self, samples: dict[str, Any]) -> int:
+        """Trains it, and tells how many passes of the UNet this process took for samples."""
+        model, drawn = SDVideo(self.model, amp=False), []
+        options = {"lora_rank": 2, "train_only": "temporal", "gradient_accumulation": 2}
+        trainer = self.trainer("lora", model, **options, before_pass=lambda: drawn.append(not model.unet.training))
+        train(trainer, steps=1, **samples)
+        return sum(drawn)
 
     def refusal(self, name: str, model: Any) -> str:
         options, more = REFUSED[name]
@@ -56,6 +66,12 @@ class Process:
         except ValueError as error:
             return str(error)
         return ""
+
+
+def patience() -> float:
+    """Seconds that this process waits for the other."""
+    group: Any = torch.distributed.group.WORLD
+    return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
 
 
 def part(tensor: Tensor) -> Tensor:

@@ -1,10 +1,17 @@
 """Datasets: the three layouts, captions as they are written, and folders of none."""
 
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
+from sdvideo_core import sequence
+from sdvideo_core.cli import main
+from sdvideo_core.training.collate import collate_fn
 from sdvideo_core.training.datasets import (
     ClipError,
     FrameSequenceDataset,
@@ -112,9 +119,70 @@ def test_no_more_than_max_frames_are_read(tmp_path, name, max_frames, read):
     assert frame_numbers(VideoFolderDataset(tmp_path, max_frames=max_frames)[0]["frames"]) == list(range(read))
 
 
-def test_max_frames_below_one_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="max_frames is 0, expected at least 1, or None for all"):
-        MiniTestSet(tmp_path, max_frames=0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_frames": 0}, "max_frames is 0, expected at least 1, or None for all"),
+        ({"stride": 0}, "stride is 0, expected at least 1"),
+    ],
+)
+def test_counts_of_frames_below_one_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        MiniTestSet(tmp_path, **options)
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[Image.Image]:
+    """The pictures that are made of what files hold, as they are made."""
+    made: list[Image.Image] = []
+
+    def noting(function: Callable[..., Image.Image]) -> Callable[..., Image.Image]:
+        def noted(*args: Any, **kwargs: Any) -> Image.Image:
+            made.append(function(*args, **kwargs))
+            return made[-1]
+
+        return noted
+
+    monkeypatch.setattr(sequence, "to_rgb", noting(sequence.to_rgb))  # of animations and pictures
+    monkeypatch.setattr(Image, "fromarray", noting(Image.fromarray))  # of videos
+    return made
+
+
+@pytest.mark.parametrize("name", ["clip.gif", "clip.webp", "clip.mp4"])
+@pytest.mark.parametrize(
+    ("length", "stride", "used"),
+    [(9, 1, [0, 1, 2, 3]), (20, 3, [0, 3, 6, 9]), (3, 1, [0, 1, 2]), (8, 3, [0, 3, 6])],
+)
+def test_only_frames_that_are_used_are_made_and_once(tmp_path, decoded, name, length, stride, used):
+    save_clip(tmp_path / name, num_frames=length)
+    dataset = VideoFolderDataset(tmp_path, max_frames=4, stride=stride)
+    decoded.clear()
+    assert frame_numbers(dataset[0]["frames"]) == used
+    assert len(decoded) == len(used)
+
+
+def test_pictures_that_a_stride_leaves_out_are_not_read(tmp_path, decoded):
+    save_sequence(tmp_path, "1")
+    (tmp_path / "frames" / "1" / "1.png").write_bytes(b"no picture")
+    assert frame_numbers(open_dataset(tmp_path, stride=2)[0]["frames"]) == [0, 2]
+    assert len(decoded) == 2
+
+
+@pytest.mark.parametrize("length", [1, 4, 7, 9])
+def test_a_stride_of_the_dataset_is_that_of_collate(tmp_path, length):
+    save_clip(tmp_path / "clip.gif", num_frames=length)
+    whole, strided = MiniTestSet(tmp_path), MiniTestSet(tmp_path, max_frames=3, stride=3)
+    expected = collate_fn([whole[0]], num_frames=3, image_size=(16, 24), stride=3)["pixel_values"]
+    assert torch.equal(collate_fn([strided[0]], num_frames=3, image_size=(16, 24))["pixel_values"], expected)
+
+
+def test_the_command_line_reads_no_more_than_it_uses(tmp_path, decoded, small_model_dir):
+    save_clip(tmp_path / "clips" / "clip.mp4", num_frames=20)
+    decoded.clear()
+    options = ["--frames=2", "--stride=5", "--size=16x16", "--device=cpu"]
+    places = {"model": small_model_dir, "data": tmp_path / "clips", "out": tmp_path / "cache"}
+    assert main(["cache", *options, *(f"--{name}={place}" for name, place in places.items())]) == 0
+    assert frame_numbers(decoded) == [0, 5]
 
 
 def test_workers_read_what_the_main_process_reads(tmp_path):
@@ -173,6 +241,7 @@ def test_options_reach_the_dataset_that_is_opened(tmp_path):
     save_sequence(tmp_path / "sequences", "1")
     for name in ("gifs", "sequences"):
         assert len(open_dataset(tmp_path / name, max_frames=2)[0]["frames"]) == 2
+        assert frame_numbers(open_dataset(tmp_path / name, stride=2)[0]["frames"])[:2] == [0, 2]
     (tmp_path / "gifs" / "2.gif").write_bytes(b"")
     save_sequence(tmp_path / "sequences", "2", text=None)
     for name in ("gifs", "sequences"):

@@ -196,6 +196,12 @@ def test_two_processes_share_the_clips_and_end_with_one_model(two, small_model):
     assert differing(first, weights(small_model))
 
 
+def test_the_first_of_two_processes_draws_samples_and_the_second_has_patience(two):
+    assert told(two, "drawn") == [2 * 25, 0]
+    assert sorted(path.name for path in (two / "lora/vid_samples").iterdir()) == ["00000001_0.gif", "00000001_1.gif"]
+    assert told(two, "patience") == [24 * 3600] * 2
+
+
 # FSDP
 
 
