@@ -10,6 +10,16 @@ from sdvideo_core import SDVideo
 from sdvideo_core.demo.untrained import make_demo_model
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What one worker runs: the tests of a file, or all that share a ComfyUI, which takes long to start."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        folder, file = item.path.parent.name, item.path.stem
+        item.add_marker(pytest.mark.xdist_group(folder if folder in ("browser", "comfy") else file))
+
+
 def pytest_collection_finish() -> None:
     # What is imported by now is no garbage; looking through it after each training takes as long as the training.
     gc.freeze()

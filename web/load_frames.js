@@ -53,12 +53,7 @@ function takeDrops(node, element, bring, app) {
     if (app.dragOverNode === node) app.dragOverNode = null;
   });
   node.onDragOver = ({ dataTransfer }) => dataTransfer.types.includes("Files");
-  node.onDragDrop = (event) => isAbove(node, event, app) && readDrop(event.dataTransfer).then(bring).then(() => true);
-}
-
-/** Above the elements of other nodes the classic canvas does not see either that it was left. */
-function isAbove(node, { canvasX, canvasY }, app) {
-  return globalThis.LiteGraph.vueNodesMode || app.canvas.graph.getNodeOnPos(canvasX, canvasY) === node;
+  node.onDragDrop = ({ dataTransfer }) => readDrop(dataTransfer).then(bring).then(() => true);
 }
 
 /** A button that opens a file dialog. */

@@ -13,6 +13,7 @@ Json = dict[str, Any]
 # What ComfyUI's frontend logs by itself when it is used; what it logs at its start is measured.
 STOCK_ERRORS = (
     r"404.*/api/view.*filename=undefined",  # Load Image in an empty input folder
+    r"404.*/api/view\?type=input.*rand=",  # Load Image of a picture that is on its way to the server
     r"404.*/docs/\w+/en\.md",  # a help page in one language, before that in all
     r"net::ERR_NAME_NOT_RESOLVED|'https://api\.comfy\.org/",  # what it asks the network
 )

@@ -168,7 +168,8 @@ def test_what_is_dropped_elsewhere_after_it_was_over_the_strip_is_not_the_nodes(
     text = canvas.page.locator("textarea").first.bounding_box()
     strip = frames.get_by_role("list").bounding_box()
     before = canvas.serialize()["nodes"][0]["widgets_values"]
-    canvas.drop(pictures[0], place=(text["x"] + 20, text["y"] + 20), way=[(strip["x"] + 20, strip["y"] + 20)])
+    way = [TITLE, (strip["x"] + 20, strip["y"] + 20)]
+    canvas.drop(pictures[0], place=(text["x"] + 20, text["y"] + 20), way=way)
     # ComfyUI opens it as a picture.
     canvas.page.wait_for_function("app.graph.nodes.some((node) => node.type === 'LoadImage')")
     assert canvas.serialize()["nodes"][0]["widgets_values"] == before
