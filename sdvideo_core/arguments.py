@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
-TELLING = (str, int, float, list, tuple, dict, type(None))  # types whose values say more than their name
+PLAIN = (str, int, float, type(None))  # types whose values say more than their name
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,18 @@ class Kind:
     def check(self, name: str, value: Any) -> None:
         """Raises TypeError, which names the argument, unless the value is of this kind."""
         if not self.fits(value):
-            got = reprlib.repr(value) if isinstance(value, TELLING) else f"of type {type(value).__name__}"
-            raise TypeError(f"{name} is {got}, expected {self.expected}")
+            raise TypeError(f"{name} is {_described(value)}, expected {self.expected}")
 
     def or_none(self) -> Kind:
         return replace(self, fits=lambda value: value is None or self.fits(value))
+
+
+def _described(value: Any) -> str:
+    items = value if isinstance(value, list | tuple) else [value]
+    if all(isinstance(item, PLAIN) for item in items):
+        return reprlib.repr(value)
+    names = " and ".join(dict.fromkeys(type(item).__name__ for item in items))
+    return f"of type {names}" if items is not value else f"a {type(value).__name__} of {names}"
 
 
 def check_kinds(kinds: Mapping[str, Kind], values: Mapping[str, Any]) -> None:
@@ -47,6 +54,6 @@ def is_list(value: Any, fits: Callable[[Any], bool]) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes) and all(map(fits, value))
 
 
-WHOLE = Kind(is_whole, "a whole number, such as 16")
-NUMBER = Kind(is_number, "a number, such as 1.0")
+WHOLE = Kind(is_whole, "a whole number (int)")
+NUMBER = Kind(is_number, "a number (int or float)")
 SIZE = Kind(lambda value: is_list(value, is_whole) and len(value) == 2, "(width, height) in pixels, such as (256, 256)")

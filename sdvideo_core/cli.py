@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import cli_defaults, cli_demo, cli_files, cli_lora, cli_output, cli_sampling, cli_training
+from . import cli_defaults, cli_demo, cli_files, cli_lora, cli_messages, cli_output, cli_sampling, cli_training
 from .cli_files import DTYPES
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status is 0, or 1 after an error told in one line, 130 when stopped."""
     args, unknown = build_parser().parse_known_args(argv)
     if unknown:
-        args.refuse(f"unrecognized arguments: {' '.join(unknown)}")
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        with _one_line_warnings():
+        with _one_line_warnings(args.parser):
             return args.run(args) or 0
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        sys.stderr.write(f"sdvideo: {error}\n")
+        sys.stderr.write(f"sdvideo: {cli_messages.in_options(str(error), args.parser)}\n")
         return 1
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
@@ -52,10 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _one_line_warnings() -> Iterator[None]:
+def _one_line_warnings(parser: argparse.ArgumentParser) -> Iterator[None]:
     """Shows warnings without the line of Python that they come from."""
+
+    def in_one_line(message: object, *_: object, **__: object) -> str:
+        return f"sdvideo: warning: {cli_messages.in_options(str(message), parser)}\n"
+
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: f"sdvideo: warning: {message}\n"
+    warnings.formatwarning = in_one_line
     try:
         yield
     finally:
@@ -88,10 +92,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells the defaults that say something."""
+    """Tells the defaults that say something, and names values after their options."""
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return action.option_strings[0].lstrip("-").upper()
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        says_nothing = action.default is None or action.default is False or action.default == ""
+        says_nothing = action.nargs == 0 or action.default is None or action.default == ""
         return action.help if says_nothing else super()._get_help_string(action)
 
 
@@ -100,7 +107,7 @@ def _command(commands: Any, run: Any, summary: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         run.__name__.replace("_", "-"), help=summary, description=description, formatter_class=_Help
     )
-    parser.set_defaults(run=run, refuse=parser.error, lighter="--dtype float16, a smaller size or fewer frames")
+    parser.set_defaults(run=run, parser=parser, lighter="--dtype float16, a smaller size or fewer frames")
     return parser
 
 
@@ -109,8 +116,9 @@ def _add_txt2vid(commands: Any) -> None:
     parser.add_argument("model", help="model folder, or a file of a UNet's weights")
     _add_sampling(parser)
     text = f"WIDTHxHEIGHT in pixels, multiples of 8; {cli_defaults.SIZE}"
-    parser.add_argument("--size", type=_size, default=None, help=text)
-    parser.add_argument("--frames", type=int, default=None, help="length; default: what the model was trained on")
+    parser.add_argument("--size", dest="image_size", type=_size, default=None, help=text)
+    text = "length; default: what the model was trained on"
+    parser.add_argument("--frames", dest="num_frames", type=int, default=None, help=text)
     cli_output.add_options(parser, "video.gif")
 
 
@@ -119,10 +127,15 @@ def _add_vid2vid(commands: Any) -> None:
     parser.add_argument("model", help="model folder, or a file of a UNet's weights")
     _add_sampling(parser)
     parser.add_argument("--input", required=True, help="a folder of images, a GIF, WebP or video to start from")
-    parser.add_argument("--strength", type=float, default=0.7, help="0..1: how much of the input is redrawn")
+    text = (
+        "how much of the input is redrawn: just above 0 runs one step, which changes hardly anything; 1 runs all steps "
+        "and nearly draws what txt2vid would"
+    )
+    parser.add_argument("--strength", dest="denoise_strength", type=float, default=0.7, metavar="0..1", help=text)
     text = f"WIDTHxHEIGHT the input is scaled and cropped to; {cli_defaults.SIZE}"
-    parser.add_argument("--size", type=_size, default=None, help=text)
-    parser.add_argument("--frames", type=int, default=None, help="frames to take from the input; default: all of them")
+    parser.add_argument("--size", dest="image_size", type=_size, default=None, help=text)
+    text = "frames to take from the input; default: all of them"
+    parser.add_argument("--frames", dest="num_frames", type=int, default=None, help=text)
     parser.add_argument("--offset", type=int, default=0, help="frames to skip at the start of the input")
     parser.add_argument("--stride", type=int, default=1, help="take every n-th frame of the input")
     cli_output.add_options(parser, "video.gif")
@@ -136,9 +149,9 @@ def _add_info(commands: Any) -> None:
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", help="what the video shows")
-    parser.add_argument("--negative", default="", metavar="PROMPT", help="what the video avoids")
-    parser.add_argument("--steps", type=int, default=None, help=cli_defaults.STEPS)
-    parser.add_argument("--cfg", type=float, default=None, help=cli_defaults.SCALE)
+    parser.add_argument("--negative", dest="text_neg", default="", metavar="PROMPT", help="what the video avoids")
+    parser.add_argument("--steps", dest="timesteps", type=int, default=None, help=cli_defaults.STEPS)
+    parser.add_argument("--cfg", dest="guidance_scale", type=float, default=None, help=cli_defaults.SCALE)
     parser.add_argument("--eta", type=float, default=0.0, help="0..1: fresh noise at every step")
     cli_sampling.add_options(parser)
     parser.add_argument("--seed", type=int, default=None, help="the same seed gives the same video; default: random")
@@ -146,7 +159,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     cli_files.add_part_options(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or mps; auto: cuda if there is one")
     parser.add_argument("--dtype", default=DTYPES[0], choices=DTYPES, help="precision the weights are kept in")
-    parser.add_argument("--no-amp", action="store_true", help="compute in the weights' own precision")
+    parser.add_argument("--no-amp", dest="amp", action="store_false", help="compute in the weights' own precision")
     parser.add_argument("--xformers", action="store_true", help="use xformers' attention where it runs")
 
 
@@ -163,8 +176,9 @@ def txt2vid(args: argparse.Namespace) -> None:
     cli_sampling.check(args)
     model = _load(args)
     cli_defaults.complete(args, model.family)
+    cli_demo.hint_at_words(args.model, args.prompt)
     settings = _settings(args)
-    video = model(args.prompt, image_size=args.size, num_frames=args.frames, **settings)
+    video = model(args.prompt, image_size=args.image_size, num_frames=args.num_frames, **settings)
     cli_output.save(video, args, settings["seed"])
 
 
@@ -174,12 +188,14 @@ def vid2vid(args: argparse.Namespace) -> None:
 
     cli_output.check(args)
     cli_sampling.check(args)
-    if not 0 < args.strength <= 1:
-        raise ValueError(f"--strength {args.strength}; it must be above 0 and at most 1")
+    if not 0 < args.denoise_strength <= 1:
+        given = f"--strength {args.denoise_strength}"
+        raise ValueError(f"{given}; expected above 0, where nothing would change, to 1, for all steps")
     cli_defaults.complete(args, find_family(args.model))
-    images = load_sequence(args.input, args.frames, args.offset, args.stride, args.size)
+    images = load_sequence(args.input, args.num_frames, args.offset, args.stride, args.image_size)
     model, settings = _load(args), _settings(args)
-    t_start = max(1, round(args.steps * args.strength))
+    cli_demo.hint_at_words(args.model, args.prompt)
+    t_start = max(1, round(args.timesteps * args.denoise_strength))
     cli_output.save(model(args.prompt, initial_frames=images, t_start=t_start, **settings), args, settings["seed"])
 
 
@@ -197,8 +213,8 @@ def _load(args: argparse.Namespace) -> SDVideo:
     from .pipeline import SDVideo
 
     sys.stderr.write(f"Loading {args.model} ...\n")
-    parts = {"vae": args.vae, "text_encoder": args.clip}
-    model = SDVideo(args.model, cli_training.device(args), getattr(torch, args.dtype), amp=not args.no_amp, **parts)
+    parts = {"vae": args.vae, "text_encoder": args.text_encoder}
+    model = SDVideo(args.model, cli_training.device(args), getattr(torch, args.dtype), amp=args.amp, **parts)
     cli_lora.load_loras(model, args)
     return model.enable_xformers() if args.xformers else model
 
@@ -206,9 +222,9 @@ def _load(args: argparse.Namespace) -> SDVideo:
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
     return {
-        "text_neg": args.negative,
-        "guidance_scale": args.cfg,
-        "timesteps": args.steps,
+        "text_neg": args.text_neg,
+        "guidance_scale": args.guidance_scale,
+        "timesteps": args.timesteps,
         "eta": args.eta,
         "seed": seed,
         "bar": True,

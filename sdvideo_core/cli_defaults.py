@@ -20,12 +20,12 @@ def complete(args: argparse.Namespace, family: Family | None) -> None:
     from .families import MODELSCOPE
 
     family, is_lcm = family or MODELSCOPE, args.sampler == "lcm"
-    if args.size is None:
-        args.size = (family.width, family.height)
-    if args.steps is None:
-        args.steps = LCM_STEPS if is_lcm else family.steps
-    if args.cfg is None:
-        args.cfg = LCM_SCALE if is_lcm else family.guidance_scale
+    if args.image_size is None:
+        args.image_size = (family.width, family.height)
+    if args.timesteps is None:
+        args.timesteps = LCM_STEPS if is_lcm else family.steps
+    if args.guidance_scale is None:
+        args.guidance_scale = LCM_SCALE if is_lcm else family.guidance_scale
 
 
 def clip_options(args: argparse.Namespace, family: Family | None) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def clip_options(args: argparse.Namespace, family: Family | None) -> dict[str, A
 
     family = family or MODELSCOPE
     return {
-        "num_frames": args.frames if args.frames is not None else family.num_frames or MODELSCOPE.num_frames,
-        "image_size": args.size or (family.width, family.height),
+        "num_frames": args.num_frames if args.num_frames is not None else family.num_frames or MODELSCOPE.num_frames,
+        "image_size": args.image_size or (family.width, family.height),
         "stride": args.stride if args.stride is not None else 1,
     }

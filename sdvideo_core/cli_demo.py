@@ -22,9 +22,9 @@ def add_commands(commands: Any, command: Command) -> None:
     shapes = "a circle, square, triangle or star of one of eight colours, moving, growing, shrinking, turning or still"
     parser.add_argument("prompt", nargs="?", default="a red circle moving left", help=shapes)
     text = "denoising steps, 1..999; default: 25, with the sampler lcm 4"
-    parser.add_argument("--steps", type=int, default=None, help=text)
+    parser.add_argument("--steps", dest="timesteps", type=int, default=None, help=text)
     text = "guidance scale; default: 2, with the sampler lcm 1"
-    parser.add_argument("--cfg", type=float, default=None, help=text)
+    parser.add_argument("--cfg", dest="guidance_scale", type=float, default=None, help=text)
     text = "draw in 4 steps without guidance: the sampler lcm, with a LoRA that comes with the model"
     parser.add_argument("--few-steps", action="store_true", help=text)
     cli_sampling.add_options(parser)
@@ -33,7 +33,7 @@ def add_commands(commands: Any, command: Command) -> None:
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same video")
     cli_lora.add_option(parser)
     cli_output.add_options(parser, "demo.gif")
-    parser.set_defaults(size=None, sampler=None)  # which --few-steps may choose
+    parser.set_defaults(image_size=None, sampler=None)  # which --few-steps may choose
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -55,8 +55,8 @@ def demo(args: argparse.Namespace) -> None:
     cli_defaults.complete(args, DEMO)
     _hint(args)
     model = cli_lora.load_loras(SDVideo(demo_model(), amp=False), args)
-    options = {"guidance_scale": args.cfg, "timesteps": args.steps, **cli_sampling.settings(args)}
-    video = model(args.prompt, image_size=args.size, seed=args.seed, bar=True, **options)
+    options = {"guidance_scale": args.guidance_scale, "timesteps": args.timesteps, **cli_sampling.settings(args)}
+    video = model(args.prompt, image_size=args.image_size, seed=args.seed, bar=True, **options)
     frames = interpolate(video[0].transpose(0, 1), scale_factor=args.zoom, mode="bicubic").clamp(0, 1)
     cli_output.save(frames.transpose(0, 1)[None], args, args.seed)
 
@@ -97,14 +97,28 @@ def _is_copy(source: Path, target: Path, names: list[str]) -> bool:
 
 def _hint(args: argparse.Namespace) -> None:
     """Says in a line each what will keep the video from showing what is asked for."""
+    _hint_at_prompt(args.prompt)
+    if args.timesteps <= TOO_FEW_STEPS and args.sampler != "lcm":
+        sys.stderr.write(f"Note: {args.timesteps} of --steps are too few for this model; use 20, or --few-steps\n")
+
+
+def hint_at_words(model: str, prompt: str) -> None:
+    """Says what of a prompt the demo model does not know; nothing of another model, also of one trained from it."""
+    from .demo import demo_model
+    from .layouts import find_layout
+
+    [ours], files = (find_layout(path).parts["unet"].files for path in (demo_model(), model))
+    if all(filecmp.cmp(ours, file, shallow=False) for file in files):
+        _hint_at_prompt(prompt)
+
+
+def _hint_at_prompt(prompt: str) -> None:
     from .demo.vocabulary import turns_a_circle, unknown_words, what_it_knows
 
-    if unknown := unknown_words(args.prompt):
+    if unknown := unknown_words(prompt):
         words = ", ".join(f'"{word}"' for word in unknown)
         sys.stderr.write(f"Note: the demo model does not know {words}; it knows {what_it_knows()}\n")
-    if turns_a_circle(args.prompt):
+    if turns_a_circle(prompt):
         sys.stderr.write(
             "Note: the demo model knows no circle that turns, and draws another shape; let a square turn\n"
         )
-    if args.steps <= TOO_FEW_STEPS and args.sampler != "lcm":
-        sys.stderr.write(f"Note: {args.steps} of --steps are too few for this model; use 20, or --few-steps\n")

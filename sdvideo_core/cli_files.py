@@ -33,7 +33,9 @@ def add_commands(commands: Any, command: Command) -> None:
 def add_part_options(parser: argparse.ArgumentParser) -> None:
     """The options for parts that a model comes without."""
     parser.add_argument("--vae", default=None, metavar="PATH", help="model or file to take the autoencoder from")
-    parser.add_argument("--clip", default=None, metavar="PATH", help="model or file to take the text encoder from")
+    parser.add_argument(
+        "--clip", dest="text_encoder", metavar="PATH", help="model or file to take the text encoder from"
+    )
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -43,7 +45,7 @@ def convert(args: argparse.Namespace) -> None:
 
     dtype = getattr(torch, args.dtype) if args.dtype else None
     with _stopped_by_sigterm():
-        written = write(args.source, args.target, args.format, dtype, args.vae, args.clip)
+        written = write(args.source, args.target, args.format, dtype, args.vae, args.text_encoder)
     sys.stderr.write(f"Wrote {args.target}: {', '.join(written.parts)}\n")
     sys.stderr.writelines(f"sdvideo: note: {note}\n" for note in written.notes)
 

@@ -17,9 +17,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     text = "dpm++2m and unipc need 10 to 25 steps; lcm is for models distilled for 4 to 8, at a guidance scale of 1"
     parser.add_argument("--sampler", default="ddim", choices=SAMPLER_NAMES, help=text)
     text = "timesteps that the model was distilled at; default: what the file of --lora says, 50 if it says nothing"
-    parser.add_argument("--lcm-original-steps", type=int, metavar="N", help=f"of --sampler lcm: {text}")
+    parser.add_argument(
+        "--lcm-original-steps", dest="original_steps", type=int, metavar="N", help=f"of --sampler lcm: {text}"
+    )
     text = "which of those are visited, as T2V-Turbo does or as MCM's own demo; default: as above, strided"
-    parser.add_argument("--lcm-grid", choices=GRIDS, help=f"of --sampler lcm: {text}")
+    parser.add_argument("--lcm-grid", dest="grid", choices=GRIDS, help=f"of --sampler lcm: {text}")
     text = "scale of a model that is told it (T2V-Turbo), 5 to 15, with --cfg 1; 7.5 is usual"
     parser.add_argument("--guidance-embed", type=float, metavar="SCALE", help=text)
     scales = parser.add_mutually_exclusive_group()
@@ -27,37 +29,38 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "scales in place of --cfg, spread evenly over the way from pure noise to the video, such as 12,4; video to "
         "video runs the last part of the way, so --strength 0.5 starts that one at 8"
     )
-    scales.add_argument("--cfg-schedule", type=_numbers, metavar="A,B,...", help=text)
+    scales.add_argument("--cfg-schedule", dest="guidance_schedule", type=_numbers, metavar="A,B,...", help=text)
     text = "guide only in this part of that way, 0..1, such as 0.1,0.8; elsewhere it is twice as fast"
     scales.add_argument("--cfg-interval", type=_interval, metavar="START,END", help=text)
     text = "0..1: RescaleCFG, against washed out or burnt colours at a high --cfg; 0.7 is usual"
-    parser.add_argument("--cfg-rescale", type=float, default=0.0, metavar="AMOUNT", help=text)
+    parser.add_argument("--cfg-rescale", dest="guidance_rescale", type=float, default=0.0, metavar="AMOUNT", help=text)
     text = "up to 1: clip extreme values at a high --cfg; 0.995 is usual"
     parser.add_argument("--dynamic-thresholding", type=float, metavar="PERCENTILE", help=text)
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuses a scale that a schedule would replace; to be called while `cfg` is None where it was not given."""
-    if args.cfg is not None and args.cfg_schedule:
-        raise ValueError(f"--cfg {args.cfg:g} has no effect beside --cfg-schedule; leave one of them out")
+    """Refuses a scale that a schedule would replace; to be called while it is None where it was not given."""
+    if args.guidance_scale is not None and args.guidance_schedule:
+        raise ValueError(f"--cfg {args.guidance_scale:g} has no effect beside --cfg-schedule; leave one of them out")
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `SDVideo` from the options."""
     from .guidance import guidance_interval
 
-    schedule = guidance_interval(args.cfg, *args.cfg_interval) if args.cfg_interval else args.cfg_schedule
+    scale, interval = args.guidance_scale, args.cfg_interval
+    schedule = guidance_interval(scale, *interval) if interval else args.guidance_schedule
     return {
         "sampler": _sampler(args),
         "guidance_schedule": schedule,
-        "guidance_rescale": args.cfg_rescale,
+        "guidance_rescale": args.guidance_rescale,
         "dynamic_thresholding": args.dynamic_thresholding,
         "guidance_embed": args.guidance_embed,
     }
 
 
 def _sampler(args: argparse.Namespace) -> str | LCM:
-    options = {"original_steps": args.lcm_original_steps, "grid": args.lcm_grid}
+    options = {"original_steps": args.original_steps, "grid": args.grid}
     given = {name: value for name, value in options.items() if value is not None}
     if args.sampler == "lcm":
         return replace(_lcm_of_loras(args), **given)

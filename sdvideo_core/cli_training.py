@@ -42,10 +42,10 @@ def _add_data(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, 
     cli_files.add_part_options(parser)
     add("--data", required=True, metavar="DIR", help=data)
     text = f"of each clip, its first; shorter clips play back and forth; {cli_defaults.FRAMES}"
-    add("--frames", type=int, default=None, help=text)
+    add("--frames", dest="num_frames", type=int, default=None, help=text)
     add("--stride", type=int, default=None, help="take every n-th frame; default: 1")
     text = f"WIDTHxHEIGHT clips are scaled and cropped to; {cli_defaults.SIZE}"
-    add("--size", type=size, default=None, help=text)
+    add("--size", dest="image_size", type=size, default=None, help=text)
     add("--skip-bad", action="store_true", help="leave clips out that cannot be used, and count them")
     add("--device", default="auto", help="cpu, cuda or cuda:1; auto: cuda if there is one")
 
@@ -67,9 +67,9 @@ def _add_train(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int,
     add("--lora-rank", type=int, default=None, metavar="RANK", help="train a LoRA; default: the weights themselves")
     add("--lcm", action="store_true", help="make that LoRA one for sampling in 4 to 8 steps without guidance")
     text = "guidance scale that --lcm builds in; default: 7.5"
-    add("--lcm-guidance", type=float, default=None, metavar="SCALE", help=text)
+    add("--lcm-guidance", dest="guidance_scale", type=float, default=None, metavar="SCALE", help=text)
     text = "points of a video's path that --lcm learns from; default: 50"
-    add("--lcm-timesteps", type=int, default=None, metavar="N", help=text)
+    add("--lcm-timesteps", dest="num_timesteps", type=int, default=None, metavar="N", help=text)
     add("--train-only", default="all", choices=("all", "temporal"), help="all layers, or those that mix frames")
     add("--lr", type=float, default=1e-4, help="learning rate")
     add("--scale-lr", action="store_true", help="multiply --lr by the clips of one step")
@@ -94,7 +94,7 @@ def _add_train(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int,
     add("--sample-prompt", action="append", default=[], metavar="PROMPT", help="may be given several times")
     add("--log-with", default=None, help="tensorboard, or another tracker of accelerate")
     add("--log-every", type=int, default=10, metavar="STEPS", help="show and log the loss")
-    add("--workers", type=int, default=0, help="processes that read clips")
+    add("--workers", dest="num_workers", type=int, default=0, help="processes that read clips")
 
 
 def _add_cache(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int, int]]) -> None:
@@ -112,14 +112,15 @@ def train(args: argparse.Namespace) -> None:
 
     distillation = _distillation(args)
     is_cache = _is_cache(Path(args.data))
-    data, options = (CachedDataset(args.data), {"num_frames": args.frames}) if is_cache else _clips(args)
+    data: Any
+    data, options = (CachedDataset(args.data), {"num_frames": args.num_frames}) if is_cache else _clips(args)
     collate = partial(collate_cached if is_cache else collate_fn, **options)
     model = _load(args)
     if is_cache:
         _check_cache(args, data, model)
     trainer = SDVideoTrainer(
         model,
-        DataLoader(data, args.batch_size, shuffle=True, num_workers=args.workers, collate_fn=collate),
+        DataLoader(data, args.batch_size, shuffle=True, num_workers=args.num_workers, collate_fn=collate),
         args.out,
         load_state=args.resume,
         preencoded_img=is_cache,
@@ -142,7 +143,7 @@ def cache(args: argparse.Namespace) -> None:
 def _distillation(args: argparse.Namespace) -> Distillation | None:
     from .training import Distillation
 
-    options = {"guidance_scale": args.lcm_guidance, "num_timesteps": args.lcm_timesteps}
+    options = {"guidance_scale": args.guidance_scale, "num_timesteps": args.num_timesteps}
     given = {name: value for name, value in options.items() if value is not None}
     if given and not args.lcm:
         raise ValueError("--lcm-guidance and --lcm-timesteps are settings of --lcm; add --lcm, or leave them out")
@@ -157,11 +158,11 @@ def _is_cache(directory: Path) -> bool:
 
 
 def _check_cache(args: argparse.Namespace, dataset: CachedDataset, model: SDVideo) -> None:
-    made = {"size": (dataset.settings["width"], dataset.settings["height"]), "stride": dataset.settings["stride"]}
-    for name, value in made.items():
-        if getattr(args, name) not in (None, value):
+    made, size = dataset.settings, (dataset.settings["width"], dataset.settings["height"])
+    for option, given, value in (("--size", args.image_size, size), ("--stride", args.stride, made["stride"])):
+        if given not in (None, value):
             raise ValueError(
-                f"--{name} cannot change what {args.data} holds; leave it out, or run `sdvideo cache` again"
+                f"{option} cannot change what {args.data} holds; leave it out, or run `sdvideo cache` again"
             )
     dataset.check_model(model)
 
@@ -169,10 +170,12 @@ def _check_cache(args: argparse.Namespace, dataset: CachedDataset, model: SDVide
 def _clips(args: argparse.Namespace) -> tuple[ClipDataset, dict[str, Any]]:
     """The clips, read no further than they are used, and the options that collate them."""
     from .families import find_family
+    from .frames import check_selection
     from .training import open_dataset
 
     options = cli_defaults.clip_options(args, find_family(args.model))
     stride = options.pop("stride")
+    check_selection(options["num_frames"], 0, stride)
     return open_dataset(args.data, args.skip_bad, options["num_frames"], stride), options
 
 
@@ -181,7 +184,7 @@ def _load(args: argparse.Namespace) -> SDVideo:
 
     from .pipeline import SDVideo
 
-    parts = {"vae": args.vae, "text_encoder": args.clip}
+    parts = {"vae": args.vae, "text_encoder": args.text_encoder}
     return SDVideo(args.model, device(args), getattr(torch, args.dtype), amp=False, **parts)
 
 

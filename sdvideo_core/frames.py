@@ -102,9 +102,8 @@ def video_to_images(video: Tensor) -> list[Image.Image]:
 
 def check_selection(frames: int | None, offset: int, stride: int) -> None:
     """Raise ValueError unless frames >= 1 (or None, for all), offset >= 0 and stride >= 1; TypeError for no integer."""
-    for name, value, least in (("num_frames", frames, 1), ("offset", offset, 0), ("stride", stride, 1)):
-        if value is None:
-            continue
+    some = 1 if frames is None else frames
+    for name, value, least in (("num_frames", some, 1), ("offset", offset, 0), ("stride", stride, 1)):
         WHOLE.check(name, value)
         if value < least:
             raise ValueError(f"{name} is {value}, expected at least {least}; raise {name}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from .dithering import Palette, code_colours, colour_codes
 from .frames import video_to_images
 from .playback import DEFAULT_OPTIONS, Progress, SaveOptions, check_fps, delays, no_progress
-from .whole_file import whole_file
+from .whole_file import check_ending, whole_file
 
 MAX_COLOURS = 256
 PALETTE_SAMPLE, FRAME_SAMPLE = 1 << 17, 1 << 14  # pixels of a clip and of one frame; more choose no better
@@ -31,8 +31,10 @@ def save_gif(
     GIF counts in 10 ms, so delays alternate around 1/fps without drift. `comment` is stored in the file.
     A clip of up to 256 colours keeps them exactly, whatever the options say of palette and dithering.
     `progress` is called after each frame; if it raises, nothing is written.
-    Raises ValueError for a wrong video or an fps outside 0.01..50, OSError if the file cannot be written.
+    Raises ValueError for a wrong video, a name without .gif or an fps outside 0.01..50, OSError if the file
+    cannot be written.
     """
+    check_ending(path, ".gif")
     check_fps(fps, "GIF")
     images = video_to_images(video)
     with whole_file(path) as temporary:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,12 +32,14 @@ from .schedule import NoiseSchedule
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 TEXT = Kind(lambda value: isinstance(value, str), "one prompt (str); call the model once for each of several")
+NEGATIVE = replace(TEXT, expected="one prompt (str), '' for none")
 PICTURES = Kind(
     lambda value: is_list(value, lambda item: isinstance(item, Image.Image)),
     "a list of PIL images; load_sequence reads them from a folder, a GIF or a video, video_to_images from a tensor",
 )
 SAMPLER = Kind(
-    lambda value: isinstance(value, str | Sampler), f"one of {', '.join(SAMPLERS)}, or a Sampler such as LCM()"
+    lambda value: isinstance(value, str) or all(hasattr(value, name) for name in ("timesteps", "sample")),
+    f"one of {', '.join(SAMPLERS)}, or a Sampler such as LCM()",
 )
 SCALES = Kind(
     lambda value: callable(value) or is_list(value, is_number), "a list of numbers, such as (12, 4), or a function"
@@ -44,7 +47,7 @@ SCALES = Kind(
 # What the arguments of a call may be, by their names.
 KINDS = {
     "text": TEXT,
-    "text_neg": TEXT,
+    "text_neg": NEGATIVE,
     "guidance_scale": NUMBER,
     "timesteps": WHOLE,
     "image_size": SIZE,
@@ -243,7 +246,7 @@ class SDVideo:
 def _generators(seed: int | None) -> tuple[torch.Generator, torch.Generator]:
     """One for the first noise and one, seeded with the next number, for the noise that eta > 0 adds."""
     first = torch.Generator()
-    seed = first.seed() if seed is None else seed
+    seed = first.seed() if seed is None else int(seed)  # torch takes no integer of NumPy's
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed={seed}; it must be 0..{2**64 - 1}")
     return first.manual_seed(seed), torch.Generator().manual_seed((seed + 1) % 2**64)

@@ -46,7 +46,7 @@ def load_sequence(
     arguments out of range, TypeError for arguments of another kind.
     """
     SIZE.or_none().check("image_size", image_size)
-    return _to_one_size(read_frames(Path(path), frames, offset, stride), image_size)
+    return to_one_size(read_frames(Path(path), frames, offset, stride), image_size)
 
 
 def read_frames(
@@ -204,7 +204,8 @@ def _quarter_turns(path: Path) -> int:
         return round(first.rotation / 90) % 4
 
 
-def _to_one_size(sequence: Iterable[tuple[str, Image.Image]], image_size: tuple[int, int] | None) -> list[Image.Image]:
+def to_one_size(sequence: Iterable[tuple[str, Image.Image]], image_size: tuple[int, int] | None) -> list[Image.Image]:
+    """The pictures of named ones, resized if so wanted. ValueError where one is of another size than the first."""
     images: list[Image.Image] = []
     first_name, first_size = "", (0, 0)
     for name, image in sequence:
@@ -213,7 +214,7 @@ def _to_one_size(sequence: Iterable[tuple[str, Image.Image]], image_size: tuple[
         if image.size != first_size:
             raise ValueError(
                 f"{name} is {image.width}x{image.height}, {first_name} is {first_size[0]}x{first_size[1]}; "
-                "all frames of a sequence must have one size, resize or remove the odd ones"
+                "all frames of a clip must have one size, resize or remove the odd ones"
             )
         images.append(image if image_size is None else resize_image(image, image_size))
     return images

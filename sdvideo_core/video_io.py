@@ -29,7 +29,7 @@ from .sequence import (
     sequence_files,
     timed_frames,
 )
-from .whole_file import whole_file, whole_folder
+from .whole_file import check_ending, whole_file, whole_folder
 
 __all__ = ["ANIMATION_EXTENSIONS", "PICTURE_EXTENSIONS", "VIDEO_EXTENSIONS", "WRITERS", "SaveOptions", "StrPath"]
 __all__ += [
@@ -44,6 +44,7 @@ __all__ += [
 ]
 __all__ += ["save_video", "save_webp", "sequence_files"]
 
+FILE_EXTENSIONS = {*PICTURE_EXTENSIONS, *ANIMATION_EXTENSIONS, *VIDEO_EXTENSIONS}
 FORMATS = {".gif": "GIF", ".webp": "WebP", ".mp4": "MP4"}
 MP4_QUALITY = {"crf": "17", "preset": "medium"}
 # Without frames that wait for later ones, and often with one that stands alone.
@@ -70,8 +71,10 @@ def save_webp(
 
     Frames equal to their neighbour become one frame shown for longer, which is how libwebp stores them.
     `metadata` goes into EXIF tags as "name:JSON", from Model (0x0110) downwards, as ComfyUI writes and reads it.
-    Raises ValueError for a wrong video or an fps outside 0.01..90, OSError if the file cannot be written.
+    Raises ValueError for a wrong video, a name without .webp or an fps outside 0.01..90, OSError if the file
+    cannot be written.
     """
+    check_ending(path, ".webp")
     check_fps(fps, "WebP")
     images = _in_play_order(video, options)
     durations = delays(len(images), fps, ticks_per_second=1000)
@@ -93,8 +96,10 @@ def save_mp4(
 
     H.264 stores colour for 2x2 pixels: an odd width or height grows by one, repeating its last column or row.
     `metadata` becomes tags of the file with JSON as values, as ComfyUI writes and reads it.
-    Raises ValueError for a wrong video or an fps outside 0.01..240, OSError if the file cannot be written.
+    Raises ValueError for a wrong video, a name without .mp4 or an fps outside 0.01..240, OSError if the file
+    cannot be written.
     """
+    check_ending(path, ".mp4")
     check_fps(fps, "MP4")
     images = _in_play_order(video, options)
     with whole_file(path) as temporary:
@@ -111,9 +116,10 @@ def save_pngs(
     """Write `video` (1, 3, F, H, W), values 0..1, as 00000.png, 00001.png ... in a new or empty folder.
 
     `metadata` becomes text chunks of each file with JSON as values, as ComfyUI writes and reads it.
-    Raises ValueError for a wrong video, FileExistsError if `directory` holds anything, OSError if it cannot
-    be written.
+    Raises ValueError for a wrong video or the name of a file, such as clip.png, unless it ends in a slash,
+    FileExistsError if `directory` holds anything, OSError if it cannot be written.
     """
+    _check_no_file(directory)
     images = _in_play_order(video, options)
     directory = Path(directory).absolute()
     _check_empty(directory)
@@ -157,12 +163,25 @@ def check_output(path: StrPath, fps: float = 8) -> None:
 
 
 def _output_extension(path: StrPath) -> str:
-    is_folder = os.fspath(path).endswith(("/", os.sep))
-    extension = "" if is_folder else Path(path).suffix.lower()
+    extension = _extension(path)
     if extension not in WRITERS:
         known = " ".join(name for name in WRITERS if name)
         raise ValueError(f"cannot write {path}: unknown extension {extension}; use {known} or none for PNGs")
     return extension
+
+
+def _extension(path: StrPath) -> str:
+    """That of a file, none of what ends in a slash."""
+    return "" if os.fspath(path).endswith(("/", os.sep)) else Path(path).suffix.lower()
+
+
+def _check_no_file(directory: StrPath) -> None:
+    extension = _extension(directory)
+    if extension in FILE_EXTENSIONS and not Path(directory).is_dir():
+        raise ValueError(
+            f"cannot write {directory}: PNGs go into a folder, expected its name, without {extension}; "
+            "rename it, or use save_video, which takes the format from the name"
+        )
 
 
 def _check_empty(directory: Path) -> None:

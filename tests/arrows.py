@@ -77,10 +77,11 @@ CORE_ARROWS: dict[str, set[str]] = {
     "cli_training": LIBRARY | {"training", "pipeline", "cli_defaults", "cli_files"},
     "cli_defaults": LIBRARY,
     "cli_output": LIBRARY,
+    "cli_messages": set(),
     "cli_demo": LIBRARY | {"demo", "pipeline", "cli_defaults", "cli_lora", "cli_output", "cli_sampling"},
     "cli": LIBRARY
-    | {"training", "pipeline", "cli_defaults", "cli_demo", "cli_files", "cli_lora", "cli_output", "cli_sampling"}
-    | {"cli_training"},
+    | {"training", "pipeline", "cli_defaults", "cli_demo", "cli_files", "cli_lora", "cli_messages", "cli_output"}
+    | {"cli_sampling", "cli_training"},
     "__main__": {"cli"},
     "__init__": LIBRARY | {"demo", "training", "pipeline"},
 }

@@ -53,10 +53,9 @@ class Clips:
     dataset: ClipDataset
     num_frames: int
     image_size: tuple[int, int]  # width, height
-    stride: int
 
     def options(self) -> dict[str, Any]:
-        return {"num_frames": self.num_frames, "image_size": self.image_size, "stride": self.stride}
+        return {"num_frames": self.num_frames, "image_size": self.image_size}
 
     def loader(self, batch_size: int) -> DataLoader[Any]:
         return DataLoader(self.dataset, batch_size, shuffle=True, collate_fn=partial(collate_fn, **self.options()))
@@ -76,8 +75,7 @@ class TrainedLoRA:
 
 def open_clips(directory: str, num_frames: int, image_size: tuple[int, int], stride: int, skip_bad: bool) -> Clips:
     check_options(num_frames, image_size, torch.float32, stride)
-    needed = (num_frames - 1) * stride + 1
-    return Clips(open_dataset(clips_folder(directory), skip_bad, needed), num_frames, image_size, stride)
+    return Clips(open_dataset(clips_folder(directory), skip_bad, num_frames, stride), num_frames, image_size)
 
 
 def train_lora(

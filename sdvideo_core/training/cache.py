@@ -79,8 +79,8 @@ def encode_dataset(  # noqa: PLR0913 - all but three have defaults
 ) -> Path:
     """Encode every clip and caption of a dataset into a cache, and return its folder.
 
-    num_frames, image_size, stride: as in collate_fn; stride is of the frames that the dataset gives, which may leave out
-    others already. dtype: of the stored tensors; the model computes in its own.
+    num_frames, image_size, stride: as in collate_fn; a dataset with a stride of its own needs none here.
+    dtype: of the stored tensors; the model computes in its own.
     bar: show a progress bar. callback: called after each clip.
     Files that the same pixels, caption, settings and weights made are kept, so an interrupted run goes on.
 

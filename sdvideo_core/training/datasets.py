@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypedDict
@@ -14,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..frames import check_selection
-from ..sequence import read_frames
+from ..sequence import read_frames, to_one_size
 from ..video_io import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS, StrPath, natural_order
 
 GIF_EXTENSIONS = (".gif",)
@@ -108,7 +107,7 @@ class ClipDataset(Dataset[ClipItem]):
 
     def _read(self, source: Path) -> list[Image.Image]:
         try:
-            return _of_one_size(islice(read_frames(source, stride=self.stride), self.max_frames))
+            return to_one_size(islice(read_frames(source, stride=self.stride), self.max_frames), None)
         except (OSError, ValueError) as error:
             named = str(source) in str(error)
             raise ClipError(str(error) if named else f"{source}: {error}") from error
@@ -184,9 +183,7 @@ class FrameSequenceDataset(ClipDataset):
         return super()._checked(entry, decode)
 
 
-def open_dataset(
-    path: StrPath, skip_bad: bool = False, max_frames: int | None = None, stride: int = 1
-) -> ClipDataset:
+def open_dataset(path: StrPath, skip_bad: bool = False, max_frames: int | None = None, stride: int = 1) -> ClipDataset:
     """The dataset in a folder, whichever of the three layouts it has; arguments as of ClipDataset.
 
     Raises ClipError where the folder has none of the layouts, or two.
@@ -236,18 +233,6 @@ def _check_not_empty(source: Path) -> None:
         raise ClipError(f"{source} has no pictures, expected at least 1 frame; fill or remove it")
     if source.is_file() and not source.stat().st_size:
         raise ClipError(f"{source} is empty (0 bytes), expected at least 1 frame; replace or remove it")
-
-
-def _of_one_size(sequence: Iterable[tuple[str, Image.Image]]) -> list[Image.Image]:
-    named = list(sequence)
-    for name, image in named:
-        first_name, first = named[0]
-        if image.size != first.size:
-            raise ValueError(
-                f"{name} is {image.width}x{image.height}, {first_name} is {first.width}x{first.height}; "
-                "all frames of a clip must have one size, resize or remove the odd ones"
-            )
-    return [image for _, image in named]
 
 
 def _read_caption(entry: Found) -> str:

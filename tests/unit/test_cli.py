@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from sdvideo_core import load_sequence, save_gif, save_pngs
+from sdvideo_core import demo_model, load_sequence, save_gif, save_pngs
 from sdvideo_core.cli import build_parser, main
+from sdvideo_core.frames import frames_to_video, images_to_frames
 from sdvideo_core.video_io import save_mp4
 
 SMALL = ["--steps", "2", "--size", "32x24", "--frames", "3", "--device", "cpu", "--no-amp"]
@@ -202,7 +204,32 @@ def test_strength_is_how_much_changes(run, demo_model_dir, tmp_path, source):
 @pytest.mark.parametrize("strength", ["0", "2", "-0.5", "nan"])
 def test_strength_outside_0_to_1_is_refused(fail, demo_model_dir, source, strength):
     message = fail("vid2vid", demo_model_dir, "old", "--input", source("input.gif"), f"--strength={strength}")
-    assert message == f"--strength {float(strength)}; it must be above 0 and at most 1"
+    assert message == f"--strength {float(strength)}; expected above 0, where nothing would change, to 1, for all steps"
+
+
+STRENGTH = "just above 0 runs one step, which changes hardly anything; 1 runs all steps and nearly draws what txt2vid"
+
+
+def test_strength_does_what_its_help_says(run, tmp_path):
+    assert STRENGTH in " ".join(commands()["vid2vid"].format_help().split())
+    given = [demo_model(), "a red circle moving left", "--steps", 25, "--device", "cpu", "--no-amp", "--seed", 1]
+    white = torch.ones(1, 3, 8, 96, 96)
+    save_pngs(white, tmp_path / "input")
+    run("txt2vid", *given, "--frames", 8, "-o", tmp_path / "drawn")
+    videos = {"input": white, "drawn": read(tmp_path / "drawn")}
+    for name, strength in {"least": 0.001, "most": 1}.items():
+        run("vid2vid", *given, "--input", tmp_path / "input", "--strength", strength, "-o", tmp_path / name)
+        videos[name] = read(tmp_path / name)
+
+    def distance(a: str, b: str) -> float:
+        return (videos[a] - videos[b]).square().mean().sqrt().item()
+
+    assert distance("least", "input") < 0.1 * distance("drawn", "input")
+    assert distance("most", "drawn") < 0.1 * distance("drawn", "input")
+
+
+def read(folder: Path) -> Tensor:
+    return frames_to_video(images_to_frames(load_sequence(folder, None, image_size=None)))
 
 
 def test_info_is_text_or_json(demo_model_dir, capsys):
@@ -213,10 +240,10 @@ def test_info_is_text_or_json(demo_model_dir, capsys):
 
 
 BAD = [
-    (["--steps", "0"], "timesteps=0; a schedule of 1000 takes 1..999 steps"),
-    (["--frames", "0"], "num_frames=0; a video has at least 1 frame"),
+    (["--steps", "0"], "--steps 0; a schedule of 1000 takes 1..999 steps"),
+    (["--frames", "0"], "--frames 0; a video has at least 1 frame"),
     (["--size", "33x24"], "width 33 is not usable: the model needs a positive multiple of 8; try 32"),
-    (["--seed", "-1"], "seed=-1; it must be 0..18446744073709551615"),
+    (["--seed", "-1"], "--seed -1; it must be 0..18446744073709551615"),
     (
         ["--frames", "1000000", "--size", "800000x800000"],
         "out of memory; use --dtype float16, a smaller size or fewer frames",

@@ -31,7 +31,7 @@ LCM = ["--sampler", "lcm"]
 def test_what_is_given_wins_then_the_sampler_then_the_family(family, options, expected):
     args = build_parser().parse_args(["txt2vid", "model", "prompt", *options])
     complete(args, family)
-    assert (args.size, args.steps, args.cfg) == expected
+    assert (args.image_size, args.timesteps, args.guidance_scale) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """Command line for the demo model: what it draws, in few steps too, where it copies its model, and what it tells."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sdvideo_core import SDVideo, demo, demo_model, load_sequence, save_pngs
 from sdvideo_core.cli import main
@@ -47,6 +48,21 @@ def test_a_circle_that_turns_is_told_of(told):
     [hint, *_] = told("a blue ball spinning", "--steps", 3, "--zoom", 1)
     assert hint == "Note: the demo model knows no circle that turns, and draws another shape; let a square turn"
     assert not any(line.startswith("Note") for line in told("a blue box spinning", "--steps", 3, "--zoom", 1))
+
+
+def test_txt2vid_and_vid2vid_tell_it_too_of_the_demo_model_and_of_no_other(demo_model_dir, tmp_path, capsys):
+    given = ["a cat moving left", "--frames", "8", "--steps", "1", "--device", "cpu", "-o", str(tmp_path / "a.gif")]
+    copy = shutil.copytree(demo_model(), tmp_path / "copy")
+    hint = f'Note: the demo model does not know "cat"; it knows {what_it_knows()}\n'
+    assert main(["txt2vid", str(copy), *given]) == 0
+    assert hint in capsys.readouterr().err
+    assert main(["vid2vid", str(demo_model()), *given, "--input", str(tmp_path / "a.gif")]) == 0
+    assert hint in capsys.readouterr().err
+    unet = copy / "text2video_pytorch_model.safetensors"
+    save_file({name: weight * 1.01 for name, weight in load_file(unet).items()}, unet)  # as training would
+    for other in (copy, demo_model_dir):
+        assert main(["txt2vid", str(other), *given, "--size", "96x96"]) == 0
+        assert "Note" not in capsys.readouterr().err
 
 
 def test_every_caption_of_the_training_is_known():

@@ -112,12 +112,15 @@ def test_a_path_has_from_2_to_500_points(num_timesteps):
 
 def test_a_run_makes_a_lora_for_few_steps(model, tmp_path):
     before = weights(model)
-    trainer = make_trainer(model, tmp_path, lora_rank=2, distillation=Distillation(2.0, 10), lr=1e-3)
+    passes = []
+    options = {"lora_rank": 2, "distillation": Distillation(2.0, 10), "before_pass": lambda: passes.append(1)}
+    trainer = make_trainer(model, tmp_path, **options)
     file = trainer.train("few", steps=6, sample_every=6, sample_prompts=["a"], bar=False)
     assert not differing(before, weights(model))
     assert file.name == "few_lora.safetensors"
     assert any(tensor.abs().max() > 0 for name, tensor in load_file(file).items() if name.endswith("lora_up.weight"))
     assert [path.name for path in (tmp_path / "few_samples").iterdir()] == ["00000006_0.gif"]
+    assert len(passes) == 6 + 4  # steps, and the passes of a sample
 
 
 def test_the_lora_carries_how_it_is_sampled(model, tmp_path):

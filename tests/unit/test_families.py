@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from sdvideo_core import SDVideo, demo_model
-from sdvideo_core.checkpoint import load_vae
+from sdvideo_core.checkpoint import load_text_encoder, load_vae
 from sdvideo_core.cli import main
+from sdvideo_core.configuration import read_config
 from sdvideo_core.convert import convert
 from sdvideo_core.demo.clips import draw_frame, scenes
 from sdvideo_core.families import DEMO, FAMILIES, family_of, far_from_training, find_family, summary
@@ -86,6 +87,11 @@ def test_the_demo_model_is_known_by_its_size_under_any_name_and_in_any_layout(ze
         assert find_family(path) is DEMO
     assert SDVideo(copy, amp=False).family is DEMO
     assert find_family(zeroscope).name == "ZeroScope v2 576w"
+
+
+def test_the_demo_models_sizes_are_those_that_ship():
+    assert read_config(demo_model()).unet == DEMO.unet
+    assert load_text_encoder(demo_model(), device="meta").config == DEMO.text
 
 
 def test_info_and_warnings_know_the_demo_model():

@@ -10,11 +10,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from sdvideo_core import SDVideo, demo_model
 from sdvideo_core.checkpoint import CheckpointError, load_text_encoder
 from sdvideo_core.cli import main
 from sdvideo_core.config import ModelConfig
+from sdvideo_core.demo import few_steps_lora
 from sdvideo_core.demo.untrained import make_demo_model
 from sdvideo_core.inspection import describe, inspect
+from sdvideo_core.lora import LoRA, save_lora
 from sdvideo_core.lora_files import describe_lora, read_lora
 from sdvideo_core.state_dict import read_state_dict
 from sdvideo_core.video_io import save_gif, save_mp4, save_pngs, save_webp
@@ -148,6 +151,18 @@ def test_lora_is_described(tmp_path):
     assert report["layout"] is None
     assert report == report | describe_lora(tmp_path / "lora.safetensors")
     assert report["tensors"] == 2
+
+
+def test_loras_of_the_demo_model_are_told_to_be_for_it(tmp_path, capsys):
+    assert main(["info", str(few_steps_lora())]) == 0
+    shown = capsys.readouterr().out
+    assert "\n  for: SDVideo's demo model\n" in shown
+    assert "\n  unused layers: 0\n" in shown
+    unet = SDVideo(demo_model(), amp=False).unet
+    lora = LoRA(unet, rank=2, targets="temporal")
+    save_lora(lora, tmp_path / "lora.safetensors")
+    report = inspect(tmp_path / "lora.safetensors")
+    assert (report["for"], report["unet layers"]) == ("SDVideo's demo model", len(lora.adapters))
 
 
 def test_what_is_wrong_with_a_lora_is_a_problem(tmp_path, capsys):

@@ -219,10 +219,26 @@ def test_description(form, tmp_path):
 @pytest.mark.parametrize("form", EXPORT_FORMATS)
 def test_what_is_for_a_model_of_another_size_is_described(form, full_size, tmp_path):
     report = describe_lora(write(form, tmp_path))
-    assert report["for"] == "a model of another size"
+    assert report["for"] == f"a model of another size: its UNet has dim {LAYERS.config.dim}, expected 320"
     assert report["layers"] == len(PAIRS)
     assert report["unet layers"] == len(LAYERS.unet)
     assert report["text encoder layers"] == len(LAYERS.text)
+
+
+def test_its_size_is_told_where_a_layer_tells_it(full_size, tmp_path):
+    pairs = {path: pair for path, pair in PAIRS.items() if pair.down.ndim > 2}  # convolutions
+    write_kohya(pairs, tmp_path / "lora.safetensors", torch.float32)
+    assert describe_lora(tmp_path / "lora.safetensors")["for"] == "a model of another size"
+
+
+@pytest.mark.parametrize("form", EXPORT_FORMATS)
+def test_another_known_model_is_named_and_its_layers_are_counted_by_shape(form, full_size, tmp_path):
+    path = write(form, tmp_path)
+    others = {"the second": OTHERS, "the third": LAYERS, "the fourth": LAYERS}
+    report = describe_lora(path, others=others)
+    assert report["for"] == "the third"
+    assert report["unused layers"] == 0
+    assert "for" not in describe_lora(path, LAYERS, others)
 
 
 def test_a_list_of_a_model_of_another_size_is_described(full_size, tmp_path):

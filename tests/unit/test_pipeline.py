@@ -304,7 +304,7 @@ def test_nan_is_an_error_with_a_remedy(own_model, sample, part, name):
     network, _, layer = part.partition(".")
     with torch.no_grad():
         getattr(own_model, network).get_submodule(layer).bias.fill_(math.nan)
-    message = f"the {name} hold NaN or infinity, computed with dtype torch.float32 and amp=False; use torch.float32"
+    message = f"the {name} hold NaN or infinity, computed with dtype=torch.float32 and amp=False; use dtype=torch.flo"
     with pytest.raises(FloatingPointError, match=f"^{message}"):
         own_model(*sample.args, **sample.keywords)
 

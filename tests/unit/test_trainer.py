@@ -186,10 +186,14 @@ def test_reading_in_workers_changes_nothing_and_leaves_none(new_model, tmp_path)
     assert not multiprocessing.active_children()  # though the run stops in the middle of an epoch
 
 
-def test_gradient_checkpointing_changes_no_number(new_model, tmp_path):
-    plain, checkpointed = (
-        train(make_trainer(new_model(), tmp_path / str(on), gradient_checkpointing=on), steps=3) for on in (False, True)
-    )
+def test_gradient_checkpointing_computes_twice_and_changes_no_number(new_model, tmp_path):
+    runs, calls = [], []
+    for on in (False, True):
+        model = new_model()
+        model.unet.middle_block[0].register_forward_hook(lambda *_, on=on: calls.append(on))
+        runs.append(train(make_trainer(model, tmp_path / str(on), gradient_checkpointing=on), steps=3))
+    plain, checkpointed = runs
+    assert (calls.count(False), calls.count(True)) == (3, 6)
     assert plain.losses == checkpointed.losses
     assert not differing(weights(plain.model), weights(checkpointed.model))
 

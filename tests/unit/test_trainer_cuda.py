@@ -1,8 +1,9 @@
-"""Trainer on CUDA: mixed precisions without NaN, 8-bit AdamW, and the numbers of the CPU."""
+"""Trainer on CUDA: mixed precisions without NaN, states, xformers, 8-bit AdamW, and the numbers of the CPU."""
 
 import pytest
 import torch
 
+from sdvideo_core.attention import sdpa, xformers_attention
 from tests.unit.small_training import encoded_loader, loader, make_clips, make_trainer, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -25,6 +26,36 @@ def test_half_precision_is_finite_and_learns(losses, precision, options):
     values = losses(mixed_precision=precision, **options)
     assert torch.tensor(values).isfinite().all()
     assert sum(values[-5:]) < sum(values[:5])
+
+
+@pytest.mark.parametrize("options", [{}, {"adam8bit": True}, {"lora_rank": 4, "ema": 0.9}])
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_a_state_goes_on_as_the_run_that_wrote_it(new_model, tmp_path, precision, options):
+    if "adam8bit" in options:
+        pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
+
+    def run(folder, **more):
+        trainer = make_trainer(new_model(device="cuda"), tmp_path / folder, **options, **more)
+        return train(trainer, steps=8, save_every=6).losses
+
+    options = options | {"mixed_precision": precision}
+    state = tmp_path / "whole/vid_states/step-00000006"
+    whole, resumed = run("whole"), run("resumed", load_state=state)
+    assert resumed[:7] == whole[:7]  # the seventh is that of the state's weights
+    assert resumed[7] == pytest.approx(whole[7], rel=1e-3)  # sums of gradients on a GPU have no fixed order
+    assert (state / "scaler.pt").exists() == (precision == "fp16")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_xformers_is_used_and_changes_rounding_alone(new_model, tmp_path, precision):
+    pytest.importorskip("xformers", reason="needs xformers")
+    runs, used = {}, []
+    for on in (False, True):
+        model = new_model(device="cuda")
+        trainer = make_trainer(model, tmp_path / str(on), xformers=on, mixed_precision=precision)
+        runs[on] = train(trainer, steps=5, callback=lambda *_, unet=model.unet: used.append(unet.attention)).losses
+    assert used == [sdpa] * 5 + [xformers_attention] * 5
+    assert runs[True] == pytest.approx(runs[False], rel=2e-2)
 
 
 def test_the_first_loss_is_that_of_the_cpu(losses):

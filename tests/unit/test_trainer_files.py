@@ -53,10 +53,10 @@ def scalars(folder):
 
 
 def test_samples_logs_and_plot_are_written(model, tmp_path):
-    options = {"sample_every": 2, "sample_prompts": ["a red circle", "a star"], "log_every": 2}
+    options = {"sample_every": 3, "sample_prompts": ["a red circle", "a star"], "log_every": 2}
     trainer = train(make_trainer(model, tmp_path, log_with="tensorboard"), steps=4, run_name="run", **options)
     samples = sorted(path.name for path in (tmp_path / "run_samples").iterdir())
-    assert samples == ["00000002_0.gif", "00000002_1.gif", "00000004_0.gif", "00000004_1.gif"]
+    assert samples == ["00000003_0.gif", "00000003_1.gif", "00000004_0.gif", "00000004_1.gif"]
     with Image.open(tmp_path / "run_samples" / samples[0]) as gif:
         assert (gif.size, gif.n_frames) == ((32, 32), 3)
     with Image.open(tmp_path / "run_loss.png") as plot:
@@ -68,6 +68,16 @@ def test_samples_logs_and_plot_are_written(model, tmp_path):
     assert all(value > 0 for value in speed.values())
     means = {step: sum(trainer.losses[step - 2 : step]) / 2 for step in (2, 4)}
     assert logged == {"loss": pytest.approx(means), "lr": pytest.approx({2: 1e-3, 4: 1e-3})}
+
+
+def test_the_rate_of_each_step_is_that_of_its_schedule(model, tmp_path):
+    options = {"lr": 4e-3, "lr_min": 1e-3, "lr_delay": 1, "lr_warmup": 2, "lr_decay": 3, "log_with": "tensorboard"}
+    train(make_trainer(model, tmp_path, lora_rank=1, **options), steps=7, log_every=1)
+    expected = [1e-3, 2.5e-3, 4e-3, 4e-3, 4e-3, 3.25e-3, 1.75e-3]
+    logged = scalars(tmp_path / "vid")["lr"]
+    assert logged == pytest.approx(dict(enumerate(expected, 1)))
+    saved = torch.load(tmp_path / "vid_states/step-00000007/optimizer.bin", weights_only=True)
+    assert saved["param_groups"][0]["lr"] == pytest.approx(expected[-1])
 
 
 def test_samples_do_not_change_the_run(new_model, tmp_path):

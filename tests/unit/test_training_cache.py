@@ -21,8 +21,6 @@ from sdvideo_core import SDVideo
 from sdvideo_core.training import cache
 from sdvideo_core.training.cache import CachedDataset, CacheError, collate_cached, encode_dataset
 from sdvideo_core.training.collate import check_batch, collate_fn
-from sdvideo_core.training.datasets import MiniTestSet
-from tests.unit.small_clips import save_clip
 
 SIZE = (16, 24)
 OPTIONS: dict[str, Any] = {"num_frames": 5, "image_size": SIZE}
@@ -151,16 +149,6 @@ def test_each_clip_is_told_and_the_telling_may_stop_the_run(demo_model, items, t
         encode_dataset(demo_model, items, tmp_path, **OPTIONS, callback=callback)
     assert told == [(1, 3), (2, 3)]
     assert set(times(tmp_path)) == {"clips/10", "clips/2"}
-
-
-def test_a_stride_of_the_dataset_makes_the_files_of_a_stride_here(demo_model, tmp_path):
-    save_clip(tmp_path / "clips" / "1.gif", num_frames=9)
-    made, written = tmp_path / "cache", []
-    for dataset_stride, stride in ((1, 4), (2, 2), (4, 1)):
-        dataset = MiniTestSet(tmp_path / "clips", stride=dataset_stride)
-        encode_dataset(demo_model, dataset, made, **OPTIONS, stride=stride)
-        written.append((times(made), CachedDataset(made).settings["stride"]))
-    assert written == [(written[0][0], 4)] * 3
 
 
 def test_a_second_run_keeps_every_file(demo_model, items, tmp_path):

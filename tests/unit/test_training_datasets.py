@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from sdvideo_core import sequence
 from sdvideo_core.cli import main
+from sdvideo_core.training.cache import CachedDataset, encode_dataset
 from sdvideo_core.training.collate import collate_fn
 from sdvideo_core.training.datasets import (
     ClipError,
@@ -174,6 +175,17 @@ def test_a_stride_of_the_dataset_is_that_of_collate(tmp_path, length):
     whole, strided = MiniTestSet(tmp_path), MiniTestSet(tmp_path, max_frames=3, stride=3)
     expected = collate_fn([whole[0]], num_frames=3, image_size=(16, 24), stride=3)["pixel_values"]
     assert torch.equal(collate_fn([strided[0]], num_frames=3, image_size=(16, 24))["pixel_values"], expected)
+
+
+def test_a_stride_of_the_dataset_makes_the_files_of_a_cache_with_a_stride(small_model, tmp_path):
+    save_clip(tmp_path / "clips" / "1.gif", num_frames=9)
+    folder, written = tmp_path / "cache", []
+    for own, stride in ((1, 4), (2, 2), (4, 1)):
+        dataset = MiniTestSet(tmp_path / "clips", stride=own)
+        encode_dataset(small_model, dataset, folder, num_frames=3, image_size=(16, 16), stride=stride)
+        [file] = (folder / "clips").iterdir()
+        written.append((file.stat().st_mtime_ns, CachedDataset(folder).settings["stride"]))
+    assert written == [(written[0][0], 4)] * 3
 
 
 def test_the_command_line_reads_no_more_than_it_uses(tmp_path, decoded, small_model_dir):

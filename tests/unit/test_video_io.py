@@ -14,8 +14,10 @@ from sdvideo_core.video_io import load_sequence, save_gif, save_mp4, save_pngs, 
 from tests.unit.gif_blocks import parse_gif
 from tests.unit.small_clips import grey_images, noise_images, pixels, smooth_images, to_video
 
+# Writer -> the name of a clip that it takes.
+NAMES = {save_gif: "clip.gif", save_webp: "clip.webp", save_mp4: "clip.mp4", save_pngs: "clip"}
+WRITERS = list(NAMES)
 FILE_WRITERS = [save_gif, save_webp, save_mp4]
-WRITERS = [*FILE_WRITERS, save_pngs]
 
 
 # WebP
@@ -146,51 +148,73 @@ def test_save_video_lists_the_formats_it_knows(tmp_path):
 # Every writer
 
 
+@pytest.mark.parametrize("writer", FILE_WRITERS)
+@pytest.mark.parametrize("name", ["clip.jpg", "clip", "clip.gif.txt", "gif", ".gif"])
+def test_a_file_is_named_as_what_it_holds(tmp_path, writer, name):
+    expected = f"expected a name that ends in {Path(NAMES[writer]).suffix}, the format it would have; rename it, or use"
+    with pytest.raises(ValueError, match=rf"^cannot write .*{name.rstrip('/')}: {expected} save_video"):
+        writer(to_video(grey_images(2)), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    writer(to_video(grey_images(2)), tmp_path / NAMES[writer].upper())
+
+
+@pytest.mark.parametrize("name", ["clip.png", "clip.GIF", "clip.mp4"])
+def test_a_folder_of_pngs_is_not_named_as_a_file_unless_it_ends_in_a_slash_or_is_there(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"^cannot write .*{name}: PNGs go into a folder, expected its name, without"):
+        save_pngs(to_video(grey_images(2)), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+    save_pngs(to_video(grey_images(2)), f"{tmp_path / name}/")
+    (tmp_path / "there.png").mkdir()
+    for folder in (tmp_path / "there.png", tmp_path / "v1.5"):
+        save_pngs(to_video(grey_images(2)), folder)
+        assert len(list(folder.iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     ("writer", "name", "fastest"), [(save_gif, "GIF", 50), (save_webp, "WebP", 90), (save_mp4, "MP4", 240)]
 )
 def test_frame_rates_out_of_range_are_refused(tmp_path, writer, name, fastest):
     for fps in (0, -8, fastest + 0.1, float("nan"), float("inf"), 1e-5):
         with pytest.raises(ValueError, match=rf"fps is .*, but {name} plays 0\.01 to {fastest}; choose"):
-            writer(to_video(grey_images(2)), tmp_path / "clip", fps)
+            writer(to_video(grey_images(2)), tmp_path / NAMES[writer], fps)
     for fps in (0.01, fastest):
-        writer(to_video(grey_images(2)), tmp_path / "clip", fps)
+        writer(to_video(grey_images(2)), tmp_path / NAMES[writer], fps)
 
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_video_with_nan_leaves_no_file(tmp_path, writer):
     with pytest.raises(ValueError, match="NaN or infinite"):
-        writer(torch.full((1, 3, 2, 8, 8), float("nan")), tmp_path / "clip")
+        writer(torch.full((1, 3, 2, 8, 8), float("nan")), tmp_path / NAMES[writer])
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_missing_folders_are_made_and_nothing_else_is_left(tmp_path, writer):
-    writer(to_video(grey_images(2)), tmp_path / "a" / "b" / "clip")
-    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["clip"]
+    writer(to_video(grey_images(2)), tmp_path / "a" / "b" / NAMES[writer])
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == [NAMES[writer]]
 
 
 @pytest.mark.parametrize("writer", FILE_WRITERS)
 def test_an_older_file_is_replaced(tmp_path, writer):
-    (tmp_path / "clip").write_bytes(b"old")
-    writer(to_video(grey_images(2)), tmp_path / "clip")
-    assert len((tmp_path / "clip").read_bytes()) > 50
-    assert [path.name for path in tmp_path.iterdir()] == ["clip"]
+    (tmp_path / NAMES[writer]).write_bytes(b"old")
+    writer(to_video(grey_images(2)), tmp_path / NAMES[writer])
+    assert len((tmp_path / NAMES[writer]).read_bytes()) > 50
+    assert [path.name for path in tmp_path.iterdir()] == [NAMES[writer]]
 
 
 @pytest.mark.parametrize("writer", FILE_WRITERS)
 def test_a_folder_in_place_of_the_file_is_refused(tmp_path, writer):
-    (tmp_path / "clip").mkdir()
-    with pytest.raises(IsADirectoryError, match=r"cannot write .*clip: it is a folder; give the name of a file"):
-        writer(to_video(grey_images(2)), tmp_path / "clip")
-    assert [path.name for path in tmp_path.iterdir()] == ["clip"]
+    (tmp_path / NAMES[writer]).mkdir()
+    with pytest.raises(IsADirectoryError, match=r"cannot write .*clip\.\w+: it is a folder; give the name of a file"):
+        writer(to_video(grey_images(2)), tmp_path / NAMES[writer])
+    assert [path.name for path in tmp_path.iterdir()] == [NAMES[writer]]
 
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_place_that_cannot_be_written_is_named_with_a_remedy(tmp_path, writer):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OSError, match=r"cannot write .*clip: .*; choose another place or check") as caught:
-        writer(to_video(grey_images(2)), tmp_path / "file" / "clip")
+    with pytest.raises(OSError, match=r"cannot write .*clip[.\w]*: .*; choose another place or check") as caught:
+        writer(to_video(grey_images(2)), tmp_path / "file" / NAMES[writer])
     assert "\n" not in str(caught.value)
 
 
@@ -202,11 +226,11 @@ def test_a_writer_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypa
 
     is_file = writer is not save_pngs
     if is_file:
-        (tmp_path / "clip").write_bytes(b"old")
+        (tmp_path / NAMES[writer]).write_bytes(b"old")
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises((OSError, KeyboardInterrupt)):
-        writer(to_video(grey_images(2)), tmp_path / "clip")
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("clip", b"old")] * is_file
+        writer(to_video(grey_images(2)), tmp_path / NAMES[writer])
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(NAMES[writer], b"old")] * is_file
 
 
 def test_an_encoder_that_stops_midway_leaves_nothing(tmp_path, monkeypatch):
@@ -227,5 +251,5 @@ def test_an_encoder_that_stops_midway_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("writer", FILE_WRITERS)
 def test_files_get_the_ordinary_permissions(tmp_path, writer):
     (tmp_path / "ordinary").write_bytes(b"")
-    writer(to_video(grey_images(2)), tmp_path / "clip")
-    assert (tmp_path / "clip").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+    writer(to_video(grey_images(2)), tmp_path / NAMES[writer])
+    assert (tmp_path / NAMES[writer]).stat().st_mode == (tmp_path / "ordinary").stat().st_mode

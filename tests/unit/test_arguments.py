@@ -1,0 +1,128 @@
+"""Arguments: what is given in place of another kind of value is told in one line, before any work."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdvideo_core import SDVideo, load_sequence, save_gif, save_pngs
+from sdvideo_core.frames import video_to_images
+from sdvideo_core.playback import SaveOptions
+from sdvideo_core.video_io import save_mp4, save_webp
+
+PICTURE = Image.new("RGB", (32, 32))
+PICTURES = (
+    "expected a list of PIL images; load_sequence reads them from a folder, a GIF or a video, "
+    "video_to_images from a tensor"
+)
+WHOLE, NUMBER = "expected a whole number (int)", "expected a number (int or float)"
+SIZE = "expected (width, height) in pixels, such as (256, 256)"
+SCALES = "expected a list of numbers, such as (12, 4), or a function"
+SAMPLER = "expected one of ddim, dpm++2m, unipc, lcm, or a Sampler such as LCM()"
+
+# Argument of a call, a value that is not for it, and the line it is told in.
+WRONG = [
+    ("text", ["a cat", "a dog"], "['a cat', 'a dog'], expected one prompt (str); call the model once for each of"),
+    ("text", None, "None, expected one prompt (str); call the model once for each of several"),
+    ("text_neg", None, "None, expected one prompt (str), '' for none"),
+    ("guidance_scale", "9", f"'9', {NUMBER}"),
+    ("timesteps", "20", f"'20', {WHOLE}"),
+    ("timesteps", 20.0, f"20.0, {WHOLE}"),
+    ("timesteps", True, f"True, {WHOLE}"),
+    ("image_size", "256", f"'256', {SIZE}"),
+    ("image_size", 256, f"256, {SIZE}"),
+    ("image_size", (256,), f"(256,), {SIZE}"),
+    ("image_size", (32.0, 32.0), f"(32.0, 32.0), {SIZE}"),
+    ("num_frames", 16.0, f"16.0, {WHOLE}"),
+    ("initial_frames", "clip.gif", f"'clip.gif', {PICTURES}"),
+    ("initial_frames", Path("clip.gif"), f"of type {type(Path()).__name__}, {PICTURES}"),
+    ("initial_frames", ["0.png", "1.png"], f"['0.png', '1.png'], {PICTURES}"),
+    ("initial_frames", [np.zeros((32, 32, 3))], f"a list of ndarray, {PICTURES}"),
+    ("initial_frames", PICTURE, f"of type Image, {PICTURES}"),
+    ("initial_frames", torch.zeros(1, 3, 2, 32, 32), f"of type Tensor, {PICTURES}"),
+    ("t_start", 0.7, f"0.7, {WHOLE}"),
+    ("eta", "0", f"'0', {NUMBER}"),
+    ("seed", "1", f"'1', {WHOLE}"),
+    ("sampler", None, f"None, {SAMPLER}"),
+    ("guidance_rescale", None, f"None, {NUMBER}"),
+    ("guidance_schedule", 9, f"9, {SCALES}"),
+    ("guidance_schedule", "12,4", f"'12,4', {SCALES}"),
+    ("guidance_schedule", "", f"'', {SCALES}"),
+    ("dynamic_thresholding", "0.995", f"'0.995', {NUMBER}"),
+    ("guidance_embed", "7.5", f"'7.5', {NUMBER}"),
+]
+
+
+@pytest.fixture
+def sample(demo_model: SDVideo) -> Callable[..., Tensor]:
+    given = {"text": "a red circle", "timesteps": 1, "image_size": (32, 32), "num_frames": 2, "seed": 1}
+    return lambda **changed: demo_model(**given | changed)
+
+
+def message(call: Callable[[], object]) -> str:
+    with pytest.raises(TypeError) as caught:
+        call()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value", "told"), WRONG)
+def test_a_call_tells_a_value_of_another_kind(sample, name, value, told):
+    said = message(lambda: sample(**{name: value}))
+    assert said.startswith(f"{name} is {told}")
+    assert "\n" not in said
+
+
+def test_a_call_takes_numpys_numbers_and_other_sequences(sample):
+    numbers = {
+        "timesteps": np.int64(1),
+        "num_frames": np.int32(2),
+        "seed": np.int64(1),
+        "guidance_scale": np.float32(9),
+    }
+    assert torch.equal(sample(**numbers, image_size=[np.int64(32), 32]), sample())
+    pictures = video_to_images(sample())
+    assert torch.equal(sample(initial_frames=tuple(pictures)), sample(initial_frames=pictures))
+
+
+def test_encode_and_load_lora_tell_it_too(demo_model):
+    assert message(lambda: demo_model.encode("clip.gif")) == f"images is 'clip.gif', {PICTURES}"
+    assert message(lambda: demo_model.load_lora("a.safetensors", "0.8")) == f"strength is '0.8', {NUMBER}"
+
+
+def test_long_values_are_cut_short(sample):
+    said = message(lambda: sample(initial_frames=["a long name of a picture" * 9] * 99))
+    assert len(said) < 400 and said.startswith("initial_frames is ['a long name")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"frames": "16"}, f"num_frames is '16', {WHOLE}"),
+        ({"frames": 16.0}, f"num_frames is 16.0, {WHOLE}"),
+        ({"offset": "1"}, f"offset is '1', {WHOLE}"),
+        ({"stride": None}, f"stride is None, {WHOLE}"),
+        ({"image_size": 256}, f"image_size is 256, {SIZE}"),
+    ],
+)
+def test_reading_tells_it(tmp_path, options, told):
+    PICTURE.save(tmp_path / "0.png")
+    assert message(lambda: load_sequence(tmp_path, **options)) == told
+
+
+@pytest.mark.parametrize(("save", "name"), [(save_gif, "a.gif"), (save_webp, "a.webp"), (save_mp4, "a.mp4")])
+def test_saving_tells_it(tmp_path, save, name):
+    save_to = functools.partial(save, path=tmp_path / name)
+    video = torch.rand(1, 3, 2, 32, 32)
+    images = "frames_to_video(images_to_frames(images)) makes one of PIL images"
+    tensor = f"expected a tensor (1, 3, F, H, W) in 0..1; {images}"
+    assert message(lambda: save_to([PICTURE])) == f"video is a list of Image, {tensor}"
+    assert message(lambda: save_to(video.numpy())) == f"video is of type ndarray, {tensor}"
+    assert message(lambda: save_to(video, fps="8")) == f"fps is '8', {NUMBER}"
+    assert message(lambda: SaveOptions(loop=0.5)) == f"loop is 0.5, {WHOLE}"
+    assert message(lambda: save_pngs("a.gif", tmp_path / "folder")) == f"video is 'a.gif', {tensor}"
+    assert list(tmp_path.iterdir()) == []
