@@ -35,7 +35,7 @@ help: ## list these targets
 
 # Two workers of one thread each: the models here are too small for a second thread to help.
 test: lint types chromium ## set up, lint, types, then all tests; ComfyUI's too where there is one ($COMFYUI_PATH)
-	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 chromium: $(TOOLS) ## install Chromium with apt, where there is a ComfyUI to look at and none yet
 	@if [ -n "$(COMFYUI)" ] && [ -z "$(CHROMIUM)" ] && [ -n "$(APT_GET)" ]; then \
