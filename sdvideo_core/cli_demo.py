@@ -104,10 +104,12 @@ def _hint(args: argparse.Namespace) -> None:
 
 def hint_at_words(model: str, prompt: str) -> None:
     """Says what of a prompt the demo model does not know; nothing of another model, also of one trained from it."""
-    from .demo import demo_model
+    from .demo import DIRECTORY
     from .layouts import find_layout
 
-    [ours], files = (find_layout(path).parts["unet"].files for path in (demo_model(), model))
+    if not DIRECTORY.is_dir():  # installed without it, to save space
+        return
+    [ours], files = (find_layout(path).parts["unet"].files for path in (DIRECTORY, model))
     if all(filecmp.cmp(ours, file, shallow=False) for file in files):
         _hint_at_prompt(prompt)
 

@@ -65,6 +65,12 @@ def test_txt2vid_and_vid2vid_tell_it_too_of_the_demo_model_and_of_no_other(demo_
         assert "Note" not in capsys.readouterr().err
 
 
+def test_other_models_do_not_need_it(demo_model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("sdvideo_core.demo.DIRECTORY", tmp_path / "gone")
+    given = ["a cat", "--frames", "2", "--steps", "1", "--size", "32x32", "-o", str(tmp_path / "a.gif")]
+    assert main(["txt2vid", str(demo_model_dir), *given]) == 0
+
+
 def test_every_caption_of_the_training_is_known():
     rng, every = np.random.default_rng(0), scenes()
     captions = [caption(every[index], rng) for index in rng.integers(len(every), size=500)]
