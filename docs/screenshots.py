@@ -1,6 +1,6 @@
 """Screenshots: the README's picture of the canvas and one of each node for its help page, from a real ComfyUI.
 
-python -m docs.screenshots [--train-steps 100]        (needs ComfyUI and Chromium, as the tests do)
+python -m docs.screenshots [--train-steps 60]        (needs ComfyUI and Chromium, as the tests do)
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def alone(canvas: Canvas) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train-steps", type=int, default=100, help="of the run whose loss curve is shown")
+    parser.add_argument("--train-steps", type=int, default=60, help="of the run whose loss curve is shown")
     options = parser.parse_args()
     with opened() as canvas:
         text_to_video(canvas)

@@ -11,6 +11,8 @@ from typing import Any
 from aiohttp import web
 from server import PromptServer
 
+from .folders import without_folders
+
 SHORTEST_WAIT = 0.1  # seconds; a page gains nothing from more
 # A report waits this many times as long as the last one took to make, so all of them stay under 3 % of the time.
 WAITS = 40
@@ -48,13 +50,10 @@ def add_route(
     async def get(request: web.Request) -> web.StreamResponse:
         try:
             path = find(request.query)
-        except (OSError, ValueError) as error:
-            return web.Response(status=404, text=str(error))
-        try:
             async with one_at_a_time:
                 return await asyncio.to_thread(answer, path)
         except (OSError, ValueError) as error:
-            return web.Response(status=404, text=str(error).replace(str(path), path.name))
+            return web.Response(status=404, text=without_folders(str(error)))
 
     if server := getattr(PromptServer, "instance", None):
         server.routes.get(url)(get)

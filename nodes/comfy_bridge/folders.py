@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,15 @@ def stored_file(name: str, subfolder: str, kind: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{name!r} is not a file in {kind or 'output'}; save it again")
     return path
+
+
+def without_folders(message: str) -> str:
+    """A message that tells nothing of where the server's folders lie, however it spells their paths."""
+    folders = [folder_paths.get_directory_by_type(kind) or "" for kind in ("input", "output", "temp")]
+    for folder in filter(None, (*folders, str(EXAMPLES))):
+        for spelled in {f"{folder}{os.sep}", f"{Path(folder).resolve()}{os.sep}"}:
+            message = message.replace(spelled, "").replace(repr(spelled)[1:-1], "")
+    return message
 
 
 def clips_folder(name: str) -> Path:

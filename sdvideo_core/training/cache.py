@@ -17,13 +17,14 @@ import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from ..vae import AutoencoderKL
 from ..video_io import StrPath
 from ..whole_file import whole_file
 from .collate import check_options, collate_fn
+from .datasets import ClipDataset
 
 if TYPE_CHECKING:
     from ..text_encoder import TextEncoder
@@ -95,7 +96,7 @@ def encode_dataset(  # noqa: PLR0913 - all but three have defaults
         raise CacheError(f"the dataset for the cache {directory} is empty, expected at least 1 clip; add clips")
     settings = {
         **{"num_frames": num_frames, "width": image_size[0], "height": image_size[1]},
-        "stride": stride * getattr(dataset, "stride", 1),  # of the clip's own frames
+        "stride": stride * _stride_of(dataset),  # of the clip's own frames
         **{"dtype": str(dtype).removeprefix("torch."), **_maker(model)},
     }
     common = _common_header(settings)
@@ -118,6 +119,13 @@ def encode_dataset(  # noqa: PLR0913 - all but three have defaults
     with whole_file(directory / INDEX_NAME) as temporary:
         temporary.write_text(index_text, encoding="utf-8")
     return directory
+
+
+def _stride_of(dataset: object) -> int:
+    """Of the frames that a dataset gives."""
+    if isinstance(dataset, Subset):
+        return _stride_of(dataset.dataset)
+    return dataset.stride if isinstance(dataset, ClipDataset) else 1
 
 
 class CachedDataset(Dataset[CachedItem]):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .trainer import SDVideoTrainer
 
 # While the first process draws samples the others wait for it, by default no longer than 10 minutes on GPUs.
-PATIENCE = timedelta(days=1)
+TIMEOUT = timedelta(days=1)
 
 
 def accelerator_for(trainer: SDVideoTrainer, output: Path) -> Accelerator:
@@ -42,7 +42,7 @@ def accelerator_for(trainer: SDVideoTrainer, output: Path) -> Accelerator:
             log_with=trainer.log_with,
             project_dir=output,
             dynamo_plugin=TorchDynamoPlugin(backend=DynamoBackend.INDUCTOR, dynamic=False) if trainer.compile else None,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
         )
     shard_on_cpu(accelerator)
     return accelerator

@@ -26,13 +26,16 @@ def test_a_sequence_in_the_input_folder_comes_as_pictures(server, example_frames
     [
         ("gone", "gone does not exist; give"),
         ("broken.gif", "cannot read broken.gif: "),
+        ("back\\slash.gif", "cannot read back\\slash.gif: "),  # which repr writes otherwise
+        (300 * "a", "too long"),
         ("../user", "Invalid file path"),
         ("/etc", "Invalid file path"),
         ("..", "Invalid"),
     ],
 )
 def test_what_is_not_there_or_not_inside_is_refused(server, source, reason):
-    (server.base / "input" / "broken.gif").write_bytes(b"GIF89a, not")
+    for name in ("broken.gif", "back\\slash.gif"):
+        (server.base / "input" / name).write_bytes(b"GIF89a, not")
     with pytest.raises(urllib.error.HTTPError) as refused:
         server.get("/sdvideo/strip", source=source)
     with refused.value as reply:
