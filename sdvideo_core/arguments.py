@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+from torch import Tensor
 
 PLAIN = (str, int, float, type(None))  # types whose values say more than their name
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,8 @@ class Kind:
 
 
 def _described(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     items = value if isinstance(value, list | tuple) else [value]
     if all(isinstance(item, PLAIN) for item in items):
         return reprlib.repr(value)
@@ -35,18 +44,37 @@ def _described(value: Any) -> str:
     return f"of type {names}" if items is not value else f"a {type(value).__name__} of {names}"
 
 
-def check_kinds(kinds: Mapping[str, Kind], values: Mapping[str, Any]) -> None:
-    """Checks the values, by their names, that have a kind."""
-    for name, kind in kinds.items():
-        kind.check(name, values[name])
+def takes(kinds: Mapping[str, Kind]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Makes a function check the arguments, by their names, that have a kind, and get the numbers in them `plain`."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            given = signature.bind(*args, **kwargs)
+            for name, value in given.arguments.items():
+                if name in kinds:
+                    given.arguments[name] = plain(value)
+                    kinds[name].check(name, given.arguments[name])
+            return function(*given.args, **given.kwargs)
+
+        return checked
+
+    return decorate
+
+
+def plain(value: Any) -> Any:
+    """Python's own numbers for those of a tensor or an array with no axes or one; any other value as it is."""
+    return value.tolist() if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim < 2 else value
 
 
 def is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return isinstance(plain(value), Integral) and not isinstance(plain(value), bool)
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    return isinstance(plain(value), Real) and not isinstance(plain(value), bool)
 
 
 def is_list(value: Any, fits: Callable[[Any], bool]) -> bool:

@@ -36,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        with _one_line_warnings(args.parser):
+        with _one_line_warnings(args):
             return args.run(args) or 0
     except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        sys.stderr.write(f"sdvideo: {cli_messages.in_options(str(error), args.parser)}\n")
+        sys.stderr.write(f"sdvideo: {cli_messages.in_options(str(error), args)}\n")
         return 1
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
@@ -52,11 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _one_line_warnings(parser: argparse.ArgumentParser) -> Iterator[None]:
+def _one_line_warnings(args: argparse.Namespace) -> Iterator[None]:
     """Shows warnings without the line of Python that they come from."""
 
     def in_one_line(message: object, *_: object, **__: object) -> str:
-        return f"sdvideo: warning: {cli_messages.in_options(str(message), parser)}\n"
+        return f"sdvideo: warning: {cli_messages.in_options(str(message), args)}\n"
 
     before = warnings.formatwarning
     warnings.formatwarning = in_one_line
@@ -131,6 +131,7 @@ def _add_vid2vid(commands: Any) -> None:
         "how much of the input is redrawn: just above 0 runs one step, which changes hardly anything; 1 runs all steps "
         "and nearly draws what txt2vid would"
     )
+    # No argument in Python, where it is t_start: `strength` in the library's messages is a LoRA's.
     parser.add_argument("--strength", dest="denoise_strength", type=float, default=0.7, metavar="0..1", help=text)
     text = f"WIDTHxHEIGHT the input is scaled and cropped to; {cli_defaults.SIZE}"
     parser.add_argument("--size", dest="image_size", type=_size, default=None, help=text)
@@ -176,7 +177,7 @@ def txt2vid(args: argparse.Namespace) -> None:
     cli_sampling.check(args)
     model = _load(args)
     cli_defaults.complete(args, model.family)
-    cli_demo.hint_at_words(args.model, args.prompt)
+    cli_demo.hint_at_words(args)
     settings = _settings(args)
     video = model(args.prompt, image_size=args.image_size, num_frames=args.num_frames, **settings)
     cli_output.save(video, args, settings["seed"])
@@ -188,13 +189,15 @@ def vid2vid(args: argparse.Namespace) -> None:
 
     cli_output.check(args)
     cli_sampling.check(args)
+    if Path(args.output).resolve() == Path(args.input).resolve():
+        raise ValueError(f"--output {args.output} would overwrite --input; give another name")
     if not 0 < args.denoise_strength <= 1:
         given = f"--strength {args.denoise_strength}"
         raise ValueError(f"{given}; expected above 0, where nothing would change, to 1, for all steps")
     cli_defaults.complete(args, find_family(args.model))
     images = load_sequence(args.input, args.num_frames, args.offset, args.stride, args.image_size)
     model, settings = _load(args), _settings(args)
-    cli_demo.hint_at_words(args.model, args.prompt)
+    cli_demo.hint_at_words(args)
     t_start = max(1, round(args.timesteps * args.denoise_strength))
     cli_output.save(model(args.prompt, initial_frames=images, t_start=t_start, **settings), args, settings["seed"])
 

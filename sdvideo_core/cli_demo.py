@@ -103,16 +103,16 @@ def _hint(args: argparse.Namespace) -> None:
         sys.stderr.write(f"Note: {args.timesteps} of --steps are too few for this model; use 20, or --few-steps\n")
 
 
-def hint_at_words(model: str, prompt: str) -> None:
-    """Says what of a prompt the demo model does not know; nothing of another model, also of one trained from it."""
+def hint_at_words(args: argparse.Namespace) -> None:
+    """Says what of a prompt the demo model does not know; nothing of a model or with a LoRA that may know more."""
     from .demo import DIRECTORY
     from .layouts import find_layout
 
-    if not DIRECTORY.is_dir():  # installed without it, to save space
+    if args.lora or not DIRECTORY.is_dir():  # installed without it, to save space
         return
-    [ours], files = (find_layout(path).parts["unet"].files for path in (DIRECTORY, model))
+    [ours], files = (find_layout(path).parts["unet"].files for path in (DIRECTORY, args.model))
     if all(filecmp.cmp(ours, file, shallow=False) for file in files):
-        _hint_at_prompt(prompt)
+        _hint_at_prompt(args.prompt)
 
 
 def _hint_at_prompt(prompt: str) -> None:

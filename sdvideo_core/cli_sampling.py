@@ -74,7 +74,7 @@ def _lcm_of_loras(args: argparse.Namespace) -> LCM:
     """As the first LoRA that says it wants to be sampled."""
     from .lcm import LCM
 
-    said = (LCM.from_file(path) for path, _strength in args.lora or [])
+    said = (LCM.from_file(path) for path, strength in args.lora or [] if strength)
     return next(filter(None, said), LCM())
 
 

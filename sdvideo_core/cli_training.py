@@ -67,9 +67,9 @@ def _add_train(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int,
     add("--lora-rank", type=int, default=None, metavar="RANK", help="train a LoRA; default: the weights themselves")
     add("--lcm", action="store_true", help="make that LoRA one for sampling in 4 to 8 steps without guidance")
     text = "guidance scale that --lcm builds in; default: 7.5"
-    add("--lcm-guidance", dest="guidance_scale", type=float, default=None, metavar="SCALE", help=text)
+    add("--lcm-guidance", type=float, default=None, metavar="SCALE", help=text)
     text = "points of a video's path that --lcm learns from; default: 50"
-    add("--lcm-timesteps", dest="num_timesteps", type=int, default=None, metavar="N", help=text)
+    add("--lcm-timesteps", type=int, default=None, metavar="N", help=text)
     add("--train-only", default="all", choices=("all", "temporal"), help="all layers, or those that mix frames")
     add("--lr", type=float, default=1e-4, help="learning rate")
     add("--scale-lr", action="store_true", help="multiply --lr by the clips of one step")
@@ -143,11 +143,14 @@ def cache(args: argparse.Namespace) -> None:
 def _distillation(args: argparse.Namespace) -> Distillation | None:
     from .training import Distillation
 
-    options = {"guidance_scale": args.guidance_scale, "num_timesteps": args.num_timesteps}
+    options = {"guidance_scale": args.lcm_guidance, "num_timesteps": args.lcm_timesteps}
     given = {name: value for name, value in options.items() if value is not None}
     if given and not args.lcm:
         raise ValueError("--lcm-guidance and --lcm-timesteps are settings of --lcm; add --lcm, or leave them out")
-    return Distillation(**given) if args.lcm else None
+    try:
+        return Distillation(**given) if args.lcm else None
+    except ValueError as error:
+        raise ValueError(str(error).replace("num_timesteps=", "--lcm-timesteps ")) from error
 
 
 def _is_cache(directory: Path) -> bool:

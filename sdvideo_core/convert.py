@@ -15,12 +15,19 @@ from typing import Any
 import torch
 
 from .checkpoint import check_network, check_parts, read_network
-from .config import ModelConfig
+from .config import ModelConfig, UNetConfig
 from .configuration import CONFIG_NAME, configuration
 from .diffusers_folder import SCHEDULER, model_index, text_encoder_config, tokenizer_files, unet_config, vae_config
 from .diffusers_format import text_to_transformers, unet_to_diffusers, vae_to_diffusers
 from .layouts import DIFFUSERS, DIFFUSERS_FOLDERS, DIFFUSERS_INDEX, ORIGINAL, PARTS, Layout, find_layout
-from .state_dict import SAFETENSORS_DTYPES, StateDict, read_files, read_state_dict, write_safetensors
+from .state_dict import (
+    SAFETENSORS_DTYPES,
+    WEIGHT_SUFFIXES,
+    StateDict,
+    read_files,
+    read_state_dict,
+    write_safetensors,
+)
 from .weights import open_clip_weights
 from .whole_file import whole_file, whole_folder
 
@@ -87,8 +94,7 @@ def convert(
         raise FileExistsError(f"{target} is there already; give another name, or remove it first")
     places = _places(find_layout(source), vae, text_encoder)
     alone = layout == SAFETENSORS and target.suffix == SUFFIX
-    if alone and (vae or text_encoder):
-        raise ValueError(f"{target} is one file, which holds a UNet; leave vae and text_encoder out, or name a folder")
+    _check_name(target, layout, alone, has_parts=bool(vae or text_encoder))
     if alone:
         places = {"unet": places["unet"]}
     configs = {part: _checked_config(place, part, dtype) for part, place in places.items()}
@@ -97,7 +103,7 @@ def convert(
     if alone:
         with whole_file(target, exclusive=True) as file:
             _write_weights(places["unet"], "unet", file, dtype)
-        return Conversion(list(places), [])
+        return Conversion(list(places), _head_notes(configs["unet"]))
     plan = _diffusers_plan(configs) if layout == DIFFUSERS else _original_plan(places["unet"], configs, layout)
     with whole_folder(target, exclusive=True) as folder:
         for name, content in plan.texts.items():
@@ -108,6 +114,18 @@ def convert(
             write(places[part], part, folder / name, dtype, plan.renames.get(part))
     notes = _text_notes(places["text encoder"], layout, dtype) if "text encoder" in places else []
     return Conversion(list(places), notes)
+
+
+def _check_name(target: Path, layout: str, alone: bool, has_parts: bool) -> None:
+    if alone and has_parts:
+        raise ValueError(
+            f"{target} is one file, which holds a UNet; write it with vae=None and text_encoder=None, or name a folder"
+        )
+    if not alone and target.suffix in WEIGHT_SUFFIXES:
+        raise ValueError(
+            f"{target.name} is a file's name, but {layout} is a folder; name a folder, or for the UNet alone a file of "
+            f"{SAFETENSORS} that ends in {SUFFIX}"
+        )
 
 
 def _places(main: Layout, vae: str | Path | None, text_encoder: str | Path | None) -> Places:
@@ -124,6 +142,13 @@ def _checked_config(place: Layout, part: str, dtype: torch.dtype | None) -> Any:
     network = read_network(place, part, "meta", dtype)
     check_network(part, network)
     return network.config
+
+
+def _head_notes(unet: UNetConfig) -> list[str]:
+    """What a file of weights cannot say of a UNet that is not of the published size."""
+    if unet.head_dim == UNetConfig().head_dim:
+        return []
+    return [f"the file does not say that attention heads are {unet.head_dim} wide; keep {CONFIG_NAME} beside it"]
 
 
 def _text_notes(place: Layout, layout: str, dtype: torch.dtype | None) -> list[str]:

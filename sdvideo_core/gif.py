@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .dithering import Palette, code_colours, colour_codes
 from .frames import video_to_images
-from .playback import DEFAULT_OPTIONS, Progress, SaveOptions, check_fps, delays, no_progress
-from .whole_file import check_ending, whole_file
+from .playback import DEFAULT_OPTIONS, Progress, SaveOptions, check_ending, check_fps, delays, no_progress
+from .whole_file import whole_file
 
 MAX_COLOURS = 256
 PALETTE_SAMPLE, FRAME_SAMPLE = 1 << 17, 1 << 14  # pixels of a clip and of one frame; more choose no better

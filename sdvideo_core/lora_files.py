@@ -30,7 +30,6 @@ TEXT_FOLDER = "text_encoder"
 
 # How the names of a text encoder's layers begin, also of one of another size.
 TEXT_SIGN = re.compile(r"(^|[._])(te\d?|text_model|text_encoders?|resblocks)[._]")
-FULL_WIDTH = ("time_embed.", "input_blocks.0.", "input_blocks.1.")  # before the UNet gets wider
 FEW_STEPS = 4  # what few-step LoRAs are made for
 MOST_DETAILED = 20  # names in details
 OWN_METADATA = "sdvideo."  # what SDVideo says of a LoRA in a .safetensors file begins so
@@ -221,8 +220,8 @@ def _parts(file: LoRAFile, layers: Layers, others: Mapping[str, Layers]) -> dict
             if parts := _fitting_parts(file, other):
                 return {"for": name, **parts}
     text = sum(bool(TEXT_SIGN.search(name)) for name in file.layers)
-    whose = file.other_model or _which_size(file, layers)
-    return {"for": whose, "unet layers": len(file.layers) - text, "text encoder layers": text}
+    size = "a model of another size" if file.places(layers)[0] else "another model, or one of another size"
+    return {"for": file.other_model or size, "unet layers": len(file.layers) - text, "text encoder layers": text}
 
 
 def _fitting_parts(file: LoRAFile, layers: Layers) -> dict[str, Any] | None:
@@ -234,21 +233,6 @@ def _fitting_parts(file: LoRAFile, layers: Layers) -> dict[str, Any] | None:
     unet, text = (sum(path in part for path in pairs) for part in ({**layers.unet, **COND_PROJ}, layers.text))
     parts = {"unet layers": unet, "text encoder layers": text, "unused layers": len(file.layers) - unet - text}
     return parts | ({"layers by shape": str(placement)} if placement else {})
-
-
-def _which_size(file: LoRAFile, layers: Layers) -> str:
-    """Which model a LoRA of another size is for, by its channels at full resolution where a layer tells them."""
-    (places, _), dim = file.places(layers), layers.config.dim
-    if not places:
-        return "another model, or one of another size"
-    telling = (file.layers[name].down for name, path in places.items() if _takes_full_width(path, layers))
-    width = next((down[0].numel() for down in telling), dim)
-    return "a model of another size" + (f": its UNet has dim {width}, expected {dim}" if width != dim else "")
-
-
-def _takes_full_width(path: str, layers: Layers) -> bool:
-    """Whether a layer is linear, with `dim` inputs whatever the numbers of levels, blocks and heads are."""
-    return path.startswith(FULL_WIDTH) and layers.known[path][1:] == (layers.config.dim,)
 
 
 def _settings(metadata: Mapping[str, str]) -> dict[str, Any]:

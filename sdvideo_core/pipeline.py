@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from .arguments import NUMBER, SIZE, WHOLE, Kind, check_kinds, is_list, is_number
+from .arguments import NUMBER, SIZE, WHOLE, Kind, is_list, is_number, takes
 from .attention import sdpa, xformers_attention
 from .blocks import to_frames, to_video
 from .checkpoint import check_parts, load_text_encoder, load_unet, load_vae
@@ -38,7 +38,10 @@ PICTURES = Kind(
     "a list of PIL images; load_sequence reads them from a folder, a GIF or a video, video_to_images from a tensor",
 )
 SAMPLER = Kind(
-    lambda value: isinstance(value, str) or all(hasattr(value, name) for name in ("timesteps", "sample")),
+    lambda value: (
+        isinstance(value, str)
+        or (not isinstance(value, type) and all(hasattr(value, name) for name in ("timesteps", "sample")))
+    ),
     f"one of {', '.join(SAMPLERS)}, or a Sampler such as LCM()",
 )
 SCALES = Kind(
@@ -125,6 +128,7 @@ class SDVideo:
         self._loras = None
 
     @torch.no_grad()
+    @takes(KINDS)
     def __call__(  # noqa: PLR0913 - the options a user sets, as the README lists them
         self,
         text: str,
@@ -158,7 +162,6 @@ class SDVideo:
         guidance_embed: the scale of a model distilled with an embedding of it (T2V-Turbo, 5 to 15), which is used with
         guidance_scale 1. Raises TypeError for a value of another kind, ValueError for one out of range.
         """
-        check_kinds(KINDS, locals())
         method = find_sampler(sampler, eta)
         wrappers = guidance_wrappers(self.schedule, guidance_rescale, dynamic_thresholding)
         scale = scale_over_steps(guidance_schedule) if guidance_schedule is not None else guidance_scale
@@ -166,10 +169,10 @@ class SDVideo:
         num_frames = self._num_frames(num_frames, initial_frames)
         size = image_size if initial_frames is None else initial_frames[0].size
         if warning := far_from_training(self.family, *size, num_frames):
-            warnings.warn(warning, stacklevel=3)
+            warnings.warn(warning, stacklevel=4)
         first_t = method.timesteps(self.schedule, timesteps, t_start)[0]
         for warning in misuses(method, timesteps, scale, guidance_embed, self._is_guidance_embedded()):
-            warnings.warn(warning, stacklevel=3)
+            warnings.warn(warning, stacklevel=4)
         first, fresh = _generators(seed)
         if initial_frames is None:
             if t_start is not None:
@@ -246,7 +249,7 @@ class SDVideo:
 def _generators(seed: int | None) -> tuple[torch.Generator, torch.Generator]:
     """One for the first noise and one, seeded with the next number, for the noise that eta > 0 adds."""
     first = torch.Generator()
-    seed = first.seed() if seed is None else int(seed)  # torch takes no integer of NumPy's
+    seed = first.seed() if seed is None else seed
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed={seed}; it must be 0..{2**64 - 1}")
     return first.manual_seed(seed), torch.Generator().manual_seed((seed + 1) % 2**64)

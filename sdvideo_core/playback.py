@@ -1,9 +1,11 @@
 """Playback: how fast, how often and in which order the frames of a saved clip are shown."""
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 from .arguments import NUMBER, WHOLE
 
@@ -56,6 +58,15 @@ def no_progress(_done: int, _total: int) -> None:
     """For those who need not know."""
 
 
+def check_ending(path: str | os.PathLike[str], ending: str) -> None:
+    """Raise ValueError unless a file is named as what is written into it."""
+    if Path(path).suffix.lower() != ending:
+        raise ValueError(
+            f"cannot write {path}: expected a name such as clip{ending}, with the ending of its format; "
+            "rename it, or use save_video, which takes the format from the name"
+        )
+
+
 def check_fps(fps: float, name: str) -> None:
     """Raise ValueError unless a format, one of FASTEST_FPS, plays at this rate."""
     fastest = FASTEST_FPS[name]
@@ -66,5 +77,5 @@ def check_fps(fps: float, name: str) -> None:
 
 def delays(num_frames: int, fps: float, ticks_per_second: int) -> list[int]:
     """Give each frame whole ticks such that every frame starts less than a tick before its exact time."""
-    starts = [math.floor(ticks_per_second * index / fps) for index in range(num_frames + 1)]
+    starts = [math.floor(ticks_per_second * index / float(fps)) for index in range(num_frames + 1)]
     return [after - start for start, after in pairwise(starts)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import Transformer
@@ -26,9 +28,16 @@ class TextEncoder(nn.Module):
         self.tokenizer = SimpleTokenizer(context_length=config.context_length)
 
     def forward(self, prompts: list[str]) -> Tensor:
-        """B prompts -> (B, context_length, width); longer prompts are cut, shorter ones padded with token 0."""
+        """B prompts -> (B, context_length, width); longer ones are cut, with a warning, shorter ones padded with 0."""
+        self._warn_of_cuts(prompts)
         tokens = self.tokenizer(prompts).to(self.positional_embedding.device)
         return self.encode_tokens(tokens)
+
+    def _warn_of_cuts(self, prompts: list[str]) -> None:
+        room = self.config.context_length - 2  # beside the tokens of start and end
+        for prompt in prompts:
+            if (length := len(self.tokenizer.encode(prompt))) > room:
+                warnings.warn(f"a prompt has {length} tokens and is cut to {room}; shorten {prompt!r}", stacklevel=3)
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """Token ids (B, context_length) -> (B, context_length, width)."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .frames import video_to_images
 from .gif import save_gif
-from .playback import DEFAULT_OPTIONS, Progress, SaveOptions, check_fps, delays, no_progress
+from .playback import DEFAULT_OPTIONS, Progress, SaveOptions, check_ending, check_fps, delays, no_progress
 from .sequence import (
     ANIMATION_EXTENSIONS,
     PICTURE_EXTENSIONS,
@@ -29,7 +29,7 @@ from .sequence import (
     sequence_files,
     timed_frames,
 )
-from .whole_file import check_ending, whole_file, whole_folder
+from .whole_file import whole_file, whole_folder
 
 __all__ = ["ANIMATION_EXTENSIONS", "PICTURE_EXTENSIONS", "VIDEO_EXTENSIONS", "WRITERS", "SaveOptions", "StrPath"]
 __all__ += [
@@ -103,7 +103,7 @@ def save_mp4(
     check_fps(fps, "MP4")
     images = _in_play_order(video, options)
     with whole_file(path) as temporary:
-        _encode_h264(images, temporary, Fraction(fps).limit_denominator(1001), metadata, progress)
+        _encode_h264(images, temporary, Fraction(float(fps)).limit_denominator(1001), metadata, progress)
 
 
 def save_pngs(

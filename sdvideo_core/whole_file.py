@@ -13,15 +13,6 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 
-def check_ending(path: str | os.PathLike[str], ending: str) -> None:
-    """Raises ValueError unless a file is named as what is written into it."""
-    if Path(path).suffix.lower() != ending:
-        raise ValueError(
-            f"cannot write {path}: expected a name that ends in {ending}, the format it would have; "
-            "rename it, or use save_video, which takes the format from the name"
-        )
-
-
 @contextmanager
 def whole_file(path: str | os.PathLike[str], exclusive: bool = False) -> Iterator[Path]:
     """Lends a temporary name beside a file's path, which becomes `path` only if all went well.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import SIZE
 from ..frames import SIZE_MULTIPLE, check_selection, check_size, images_to_frames, resize_image
 
 LATENT_CHANNELS = 4
@@ -46,7 +47,8 @@ def collate_fn(
 
 
 def check_options(num_frames: int, image_size: tuple[int, int], dtype: torch.dtype, stride: int) -> None:
-    """Raise ValueError where `collate_fn` would for these options, before there are clips."""
+    """Raise ValueError or TypeError where `collate_fn` would for these options, before there are clips."""
+    SIZE.check("image_size", image_size)
     check_size(*image_size)
     check_selection(num_frames, 0, stride)
     if not dtype.is_floating_point:

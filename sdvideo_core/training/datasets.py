@@ -12,6 +12,7 @@ from typing import ClassVar, NamedTuple, TypedDict
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..arguments import WHOLE
 from ..frames import check_selection
 from ..sequence import read_frames, to_one_size
 from ..video_io import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS, StrPath, natural_order
@@ -66,6 +67,7 @@ class ClipDataset(Dataset[ClipItem]):
     layout: ClassVar[str]
 
     def __init__(self, path: StrPath, skip_bad: bool = False, max_frames: int | None = None, stride: int = 1):
+        WHOLE.or_none().check("max_frames", max_frames)
         if max_frames is not None and max_frames < 1:
             raise ValueError(f"max_frames is {max_frames}, expected at least 1, or None for all; raise max_frames")
         check_selection(None, 0, stride)

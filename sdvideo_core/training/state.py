@@ -96,7 +96,8 @@ def load_state(accelerator: Accelerator, state: Path, settings: dict[str, Any], 
     for name, value in settings.items():
         if (saved := progress.settings.get(name, value)) != value:  # states of older versions hold fewer settings
             raise ValueError(
-                f"{state} was saved with {name}={saved}, this run has {value}; resume with the same settings"
+                f"{state} was saved with {name}={saved}, this run starts with {name}={value}; "
+                "resume with the same settings"
             )
     with _generators_untouched():
         accelerator.load_state(str(state))

@@ -1,5 +1,7 @@
 """TextEncoder against open_clip's own text forward, read one block before its end."""
 
+import warnings
+
 import pytest
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
@@ -23,6 +25,8 @@ PROMPTS = {
     "longer than the context": "a very long walk " * 60,
 }
 TOGETHER = list(PROMPTS.values())
+
+pytestmark = pytest.mark.filterwarnings("ignore:a prompt has .* tokens and is cut")
 
 
 def open_clip_model(config: TextConfig) -> CLIP:
@@ -93,8 +97,11 @@ def test_every_prompt_matters_and_is_the_same_alone_and_among_others(encoders):
 def test_text_beyond_the_context_is_cut(encoders):
     encoder, _ = encoders
     length = encoder.config.context_length - 2  # the first token and the last one mark start and end
-    full = encoder(["cat " * length])
-    assert torch.equal(encoder(["cat " * length + "dog"]), full)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        full = encoder(["cat " * length])
+    with pytest.warns(UserWarning, match=f"^a prompt has {length + 1} tokens and is cut to {length}; shorten 'cat "):
+        assert torch.equal(encoder(["cat " * length + "dog"]), full)
     assert not torch.equal(encoder(["cat " * (length - 1) + "dog"]), full)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sdvideo_core import SDVideo, load_sequence, save_gif, save_pngs
 from sdvideo_core.frames import video_to_images
+from sdvideo_core.lcm import LCM
 from sdvideo_core.playback import SaveOptions
 from sdvideo_core.video_io import save_mp4, save_webp
 
@@ -34,10 +35,14 @@ WRONG = [
     ("timesteps", "20", f"'20', {WHOLE}"),
     ("timesteps", 20.0, f"20.0, {WHOLE}"),
     ("timesteps", True, f"True, {WHOLE}"),
+    ("timesteps", torch.tensor(20.0), f"20.0, {WHOLE}"),
+    ("timesteps", torch.tensor([20]), f"[20], {WHOLE}"),
+    ("timesteps", np.array(True), f"True, {WHOLE}"),
     ("image_size", "256", f"'256', {SIZE}"),
     ("image_size", 256, f"256, {SIZE}"),
     ("image_size", (256,), f"(256,), {SIZE}"),
     ("image_size", (32.0, 32.0), f"(32.0, 32.0), {SIZE}"),
+    ("image_size", np.zeros((2, 2), int), f"of type ndarray, {SIZE}"),
     ("num_frames", 16.0, f"16.0, {WHOLE}"),
     ("initial_frames", "clip.gif", f"'clip.gif', {PICTURES}"),
     ("initial_frames", Path("clip.gif"), f"of type {type(Path()).__name__}, {PICTURES}"),
@@ -47,8 +52,10 @@ WRONG = [
     ("initial_frames", torch.zeros(1, 3, 2, 32, 32), f"of type Tensor, {PICTURES}"),
     ("t_start", 0.7, f"0.7, {WHOLE}"),
     ("eta", "0", f"'0', {NUMBER}"),
+    ("eta", torch.zeros(1), f"[0.0], {NUMBER}"),
     ("seed", "1", f"'1', {WHOLE}"),
     ("sampler", None, f"None, {SAMPLER}"),
+    ("sampler", LCM, f"the class LCM, {SAMPLER}"),
     ("guidance_rescale", None, f"None, {NUMBER}"),
     ("guidance_schedule", 9, f"9, {SCALES}"),
     ("guidance_schedule", "12,4", f"'12,4', {SCALES}"),
@@ -77,16 +84,40 @@ def test_a_call_tells_a_value_of_another_kind(sample, name, value, told):
     assert "\n" not in said
 
 
-def test_a_call_takes_numpys_numbers_and_other_sequences(sample):
-    numbers = {
-        "timesteps": np.int64(1),
-        "num_frames": np.int32(2),
-        "seed": np.int64(1),
-        "guidance_scale": np.float32(9),
-    }
-    assert torch.equal(sample(**numbers, image_size=[np.int64(32), 32]), sample())
+NUMBERS = {"guidance_scale": 9.0, "eta": 0.5, "guidance_rescale": 0.5, "dynamic_thresholding": 0.75}
+NUMBERS |= {"timesteps": 2, "num_frames": 3, "seed": 3}
+LISTS = {"guidance_schedule": [12.0, 4.0], "image_size": [40, 32]}
+
+
+@pytest.mark.parametrize("changed", [np.array, torch.tensor, lambda value: np.array(value)[()]])
+def test_a_call_takes_numbers_of_numpy_and_torch(sample, changed):
+    for given in (NUMBERS, {**NUMBERS, **LISTS}):
+        assert torch.equal(sample(**{name: changed(value) for name, value in given.items()}), sample(**given))
+
+
+@pytest.mark.parametrize(
+    "changed", [tuple, lambda values: list(np.array(values)), lambda values: [*torch.tensor(values)]]
+)
+def test_a_call_takes_other_sequences(sample, changed):
+    assert torch.equal(sample(**{name: changed(values) for name, values in LISTS.items()}), sample(**LISTS))
     pictures = video_to_images(sample())
     assert torch.equal(sample(initial_frames=tuple(pictures)), sample(initial_frames=pictures))
+
+
+@pytest.mark.parametrize("changed", [np.array, torch.tensor])
+def test_a_guidance_to_embed_may_be_a_tensor(sample, changed):
+    with pytest.raises(ValueError, match=r"^guidance_embed needs a UNet distilled with"):
+        sample(guidance_embed=changed(7.5))
+
+
+def test_saving_takes_a_rate_as_a_tensor(tmp_path):
+    video = torch.rand(1, 3, 4, 16, 16)
+    for save, ending in ((save_gif, ".gif"), (save_webp, ".webp"), (save_mp4, ".mp4")):
+        written = []
+        for fps in (12, np.float32(12), torch.tensor(12), torch.tensor(12, dtype=torch.bfloat16)):
+            save(video, tmp_path / f"clip{ending}", fps)
+            written.append((tmp_path / f"clip{ending}").read_bytes())
+        assert set(written) == {written[0]}
 
 
 def test_encode_and_load_lora_tell_it_too(demo_model):

@@ -201,6 +201,13 @@ def test_strength_is_how_much_changes(run, demo_model_dir, tmp_path, source):
     assert contents(tmp_path / "default.gif") == made["0.7"]
 
 
+@pytest.mark.parametrize("name", ["input", "input.gif"])
+def test_the_input_is_not_overwritten(fail, demo_model_dir, tmp_path, source, name):
+    given = source(name)
+    message = fail("vid2vid", demo_model_dir, "old", "--input", given, "-o", tmp_path / "a" / ".." / name)
+    assert message.endswith(f"{name} would overwrite --input; give another name")
+
+
 @pytest.mark.parametrize("strength", ["0", "2", "-0.5", "nan"])
 def test_strength_outside_0_to_1_is_refused(fail, demo_model_dir, source, strength):
     message = fail("vid2vid", demo_model_dir, "old", "--input", source("input.gif"), f"--strength={strength}")
@@ -212,7 +219,7 @@ STRENGTH = "just above 0 runs one step, which changes hardly anything; 1 runs al
 
 def test_strength_does_what_its_help_says(run, tmp_path):
     assert STRENGTH in " ".join(commands()["vid2vid"].format_help().split())
-    given = [demo_model(), "a red circle moving left", "--steps", 25, "--device", "cpu", "--no-amp", "--seed", 1]
+    given = [demo_model(), "a red circle moving left", "--steps", 10, "--device", "cpu", "--no-amp", "--seed", 1]
     white = torch.ones(1, 3, 8, 96, 96)
     save_pngs(white, tmp_path / "input")
     run("txt2vid", *given, "--frames", 8, "-o", tmp_path / "drawn")

@@ -58,6 +58,8 @@ def test_txt2vid_and_vid2vid_tell_it_too_of_the_demo_model_and_of_no_other(demo_
     assert hint in capsys.readouterr().err
     assert main(["vid2vid", str(demo_model()), *given, "--input", str(tmp_path / "a.gif")]) == 0
     assert hint in capsys.readouterr().err
+    assert main(["txt2vid", str(copy), *given, "--lora", f"{demo.few_steps_lora()}:0.5"]) == 0  # which may know a cat
+    assert "Note" not in capsys.readouterr().err
     unet = copy / "text2video_pytorch_model.safetensors"
     save_file({name: weight * 1.01 for name, weight in load_file(unet).items()}, unet)  # as training would
     for other in (copy, demo_model_dir):
@@ -108,7 +110,7 @@ def test_few_steps_are_four_without_guidance_with_the_lora_as_its_file_says(told
     down, up = torch.randn(1, 64, 3, 3, generator=torch.Generator().manual_seed(0)), torch.ones(4, 1, 1, 1)
     pair = {"lora_unet_out_2.lora_down.weight": down, "lora_unet_out_2.lora_up.weight": up / 50}
     save_file(pair, file, LCM(original_steps=20).metadata())
-    told("a red circle", "--few-steps", "--zoom", 1, "--output", tmp_path / "cli")
+    told("a red circle", "--few-steps", "--zoom", 1, "--seed", 0, "--output", tmp_path / "cli")
     model = SDVideo(demo_model(), amp=False)
     model.load_lora(file)
     settings = {"image_size": (96, 96), "seed": 0, "timesteps": 4, "guidance_scale": 1.0}

@@ -82,6 +82,18 @@ def test_a_unet_alone_is_one_file(original_dir, tmp_path):
         assert file.metadata() == {"format": "pt"}
 
 
+def test_a_unet_alone_that_cannot_say_how_wide_its_heads_are_is_told_of(demo_model_dir, tmp_path):
+    [note] = convert(demo_model_dir, tmp_path / "unet.safetensors", "safetensors").notes
+    assert note == "the file does not say that attention heads are 16 wide; keep configuration.json beside it"
+
+
+@pytest.mark.parametrize(("target", "layout"), [("a.pth", "safetensors"), ("a.safetensors", "modelscope")])
+def test_a_folder_gets_no_name_of_a_file(original_dir, tmp_path, target, layout):
+    with pytest.raises(ValueError, match=f"^{target} is a file's name, but {layout} is a folder; name a folder"):
+        convert(original_dir, tmp_path / target, layout)
+    assert not (tmp_path / target).exists()
+
+
 @pytest.mark.parametrize(
     "dtype",
     [

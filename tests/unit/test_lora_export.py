@@ -219,16 +219,10 @@ def test_description(form, tmp_path):
 @pytest.mark.parametrize("form", EXPORT_FORMATS)
 def test_what_is_for_a_model_of_another_size_is_described(form, full_size, tmp_path):
     report = describe_lora(write(form, tmp_path))
-    assert report["for"] == f"a model of another size: its UNet has dim {LAYERS.config.dim}, expected 320"
+    assert report["for"] == "a model of another size"
     assert report["layers"] == len(PAIRS)
     assert report["unet layers"] == len(LAYERS.unet)
     assert report["text encoder layers"] == len(LAYERS.text)
-
-
-def test_its_size_is_told_where_a_layer_tells_it(full_size, tmp_path):
-    pairs = {path: pair for path, pair in PAIRS.items() if pair.down.ndim > 2}  # convolutions
-    write_kohya(pairs, tmp_path / "lora.safetensors", torch.float32)
-    assert describe_lora(tmp_path / "lora.safetensors")["for"] == "a model of another size"
 
 
 @pytest.mark.parametrize("form", EXPORT_FORMATS)

@@ -128,7 +128,8 @@ def test_a_lora_is_not_resumed_on_another_model(new_model, tmp_path):
     with torch.no_grad():
         other.unet.out[-1].bias.add_(1)
     with pytest.raises(
-        ValueError, match=r"was saved with base_model=\w{12}, this run has \w{12}; resume with the same"
+        ValueError,
+        match=r"was saved with base_model=\w{12}, this run starts with base_model=\w{12}; resume with the same",
     ):
         train(make_trainer(other, tmp_path, lora_rank=2, load_state=True), 2)
 

@@ -114,12 +114,15 @@ def stopped(small_model_dir, tmp_path_factory):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seed": 1}, "was saved with seed=0, this run has 1; resume with the same settings"),
-        ({"lora_rank": 2}, "was saved with lora_rank=None, this run has 2"),
-        ({"gradient_accumulation": 2}, "was saved with gradient_accumulation=1, this run has 2"),
-        ({"mixed_precision": "bf16"}, "was saved with mixed_precision=no, this run has bf16"),
-        ({"data": CLIPS * 2}, "was saved with batches=2, this run has 4"),
-        ({"data": CLIPS * 2, "batch_size": 2}, "was saved with batch_size=1, this run has 2"),
+        ({"seed": 1}, "was saved with seed=0, this run starts with seed=1; resume with the same settings"),
+        ({"lora_rank": 2}, "was saved with lora_rank=None, this run starts with lora_rank=2"),
+        (
+            {"gradient_accumulation": 2},
+            "was saved with gradient_accumulation=1, this run starts with gradient_accumulation=2",
+        ),
+        ({"mixed_precision": "bf16"}, "was saved with mixed_precision=no, this run starts with mixed_precision=bf16"),
+        ({"data": CLIPS * 2}, "was saved with batches=2, this run starts with batches=4"),
+        ({"data": CLIPS * 2, "batch_size": 2}, "was saved with batch_size=1, this run starts with batch_size=2"),
     ],
 )
 def test_a_state_of_another_run_is_refused(small_model, stopped, options, message):

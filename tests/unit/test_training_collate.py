@@ -139,6 +139,12 @@ def test_options_out_of_range_are_refused(options, message):
         collate_fn([clip(2)], **options)
 
 
+@pytest.mark.parametrize("size", [256, "256", (256,), (32.0, 32.0)])
+def test_a_size_of_another_kind_is_told(size):
+    with pytest.raises(TypeError, match=r"^image_size is .*, expected \(width, height\) in pixels, such as"):
+        collate_fn([clip(2)], image_size=size)
+
+
 def test_a_clip_without_frames_is_named():
     with pytest.raises(ValueError, match="clip clip has no frames, expected at least 1; leave the clip out"):
         collate_fn([clip(0)])

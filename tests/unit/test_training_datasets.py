@@ -132,6 +132,14 @@ def test_counts_of_frames_below_one_are_refused(tmp_path, options, message):
         MiniTestSet(tmp_path, **options)
 
 
+@pytest.mark.parametrize("skip_bad", [False, True])
+@pytest.mark.parametrize("max_frames", [2.5, "2", True])
+def test_a_max_frames_of_another_kind_is_told_before_the_clips_are_read(tmp_path, skip_bad, max_frames):
+    save_clip(tmp_path / "clip.gif")
+    with pytest.raises(TypeError, match=rf"^max_frames is {max_frames!r}, expected a whole number \(int\)$"):
+        MiniTestSet(tmp_path, skip_bad, max_frames)
+
+
 @pytest.fixture
 def decoded(monkeypatch) -> list[Image.Image]:
     """The pictures that are made of what files hold, as they are made."""

@@ -151,7 +151,8 @@ def test_save_video_lists_the_formats_it_knows(tmp_path):
 @pytest.mark.parametrize("writer", FILE_WRITERS)
 @pytest.mark.parametrize("name", ["clip.jpg", "clip", "clip.gif.txt", "gif", ".gif"])
 def test_a_file_is_named_as_what_it_holds(tmp_path, writer, name):
-    expected = f"expected a name that ends in {Path(NAMES[writer]).suffix}, the format it would have; rename it, or use"
+    such = f"a name such as clip{Path(NAMES[writer]).suffix}"
+    expected = f"expected {such}, with the ending of its format; rename it, or use"
     with pytest.raises(ValueError, match=rf"^cannot write .*{name.rstrip('/')}: {expected} save_video"):
         writer(to_video(grey_images(2)), tmp_path / name)
     assert list(tmp_path.iterdir()) == []
