@@ -30,7 +30,7 @@ def add_commands(commands: Any, command: Command) -> None:
     cli_sampling.add_options(parser)
     parser.add_argument("--zoom", type=int, default=3, help="1..8: enlarge the model's 96x96 pixels")
     parser.add_argument("--save-model", metavar="DIR", help="copy the model to DIR, to try the other commands with it")
-    # The default draws the roundest circle of the first twenty.
+    # Of the first ten, 5 draws the roundest red circle.
     parser.add_argument("--seed", type=int, default=5, help="the same seed gives the same video")
     cli_lora.add_option(parser)
     cli_output.add_options(parser, "demo.gif")

@@ -56,7 +56,8 @@ def test_txt2vid_and_vid2vid_tell_it_too_of_the_demo_model_and_of_no_other(demo_
     hint = f'Note: the demo model does not know "cat"; it knows {what_it_knows()}\n'
     assert main(["txt2vid", str(copy), *given]) == 0
     assert hint in capsys.readouterr().err
-    assert main(["vid2vid", str(demo_model()), *given, "--input", str(tmp_path / "a.gif")]) == 0
+    again = ["--input", str(tmp_path / "a.gif"), "-o", str(tmp_path / "b.gif")]
+    assert main(["vid2vid", str(demo_model()), *given, *again]) == 0
     assert hint in capsys.readouterr().err
     assert main(["txt2vid", str(copy), *given, "--lora", f"{demo.few_steps_lora()}:0.5"]) == 0  # which may know a cat
     assert "Note" not in capsys.readouterr().err
