@@ -62,9 +62,9 @@ def psnr(found: Clip, wanted: Clip) -> float:
 
 def percent_restless(found: Clip, wanted: Clip) -> float:
     """Of the pixels that are equal in two frames of the clip, those which the file shows otherwise."""
-    before, after = pixels(found), pixels(wanted)
-    equal = (after[1:] == after[:-1]).all(-1)
-    return round(100 * (before[1:] != before[:-1]).any(-1)[equal].mean(), 1)
+    shown, drawn = pixels(found), pixels(wanted)
+    equal = (drawn[1:] == drawn[:-1]).all(-1)
+    return round(100 * (shown[1:] != shown[:-1]).any(-1)[equal].mean(), 1)
 
 
 def write_with(options: SaveOptions) -> Write:

@@ -70,11 +70,13 @@ def plain(value: Any) -> Any:
 
 
 def is_whole(value: Any) -> bool:
-    return isinstance(plain(value), Integral) and not isinstance(plain(value), bool)
+    number = plain(value)
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(plain(value), Real) and not isinstance(plain(value), bool)
+    number = plain(value)
+    return isinstance(number, Real) and not isinstance(number, bool)
 
 
 def is_list(value: Any, fits: Callable[[Any], bool]) -> bool:

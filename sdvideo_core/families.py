@@ -58,6 +58,11 @@ DEMO_COLORS = (
 
 CARD = "huggingface.co/cerspense/"
 XL_CARD = f"{CARD}zeroscope_v2_XL"
+# The sizes of the demo model that ships.
+TRAINED_UNET = UNetConfig(
+    dim=64, context_dim=64, dim_mult=(1, 2), num_heads=2, head_dim=32, res_blocks=1, attn_scales=(0.5,), dropout=0.0
+)
+TRAINED_TEXT = TextConfig(width=64, layers=5, heads=1)
 DEMO = Family(
     "SDVideo's demo model",
     None,
@@ -68,10 +73,8 @@ DEMO = Family(
     steps=25,
     guidance_scale=2.0,
     settings_source="docs/demo-model.md",
-    unet=UNetConfig(
-        dim=64, context_dim=64, dim_mult=(1, 2), num_heads=2, head_dim=32, res_blocks=1, attn_scales=(0.5,), dropout=0.0
-    ),
-    text=TextConfig(width=64, layers=5, heads=1),
+    unet=TRAINED_UNET,
+    text=TRAINED_TEXT,
     latent_rgb_factors=DEMO_COLORS,
 )
 MODELSCOPE = Family(

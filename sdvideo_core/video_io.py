@@ -31,8 +31,13 @@ from .sequence import (
 )
 from .whole_file import whole_file, whole_folder
 
-__all__ = ["ANIMATION_EXTENSIONS", "PICTURE_EXTENSIONS", "VIDEO_EXTENSIONS", "WRITERS", "SaveOptions", "StrPath"]
-__all__ += [
+__all__ = [
+    "ANIMATION_EXTENSIONS",
+    "PICTURE_EXTENSIONS",
+    "VIDEO_EXTENSIONS",
+    "WRITERS",
+    "SaveOptions",
+    "StrPath",
     "check_output",
     "convert_to_mp4",
     "is_sequence",
@@ -41,8 +46,10 @@ __all__ += [
     "save_gif",
     "save_mp4",
     "save_pngs",
+    "save_video",
+    "save_webp",
+    "sequence_files",
 ]
-__all__ += ["save_video", "save_webp", "sequence_files"]
 
 FILE_EXTENSIONS = {*PICTURE_EXTENSIONS, *ANIMATION_EXTENSIONS, *VIDEO_EXTENSIONS}
 FORMATS = {".gif": "GIF", ".webp": "WebP", ".mp4": "MP4"}

@@ -158,7 +158,7 @@ def load_model(path: str | Path, disable_dynamic: bool = False) -> comfy.model_p
     )
     network = checkpoint.read_network(layout, "unet", dtype=dtype)
     checkpoint.check_network("unet", network)
-    weights = network[1]
+    weights = network.weights
     model_config = ModelScopeConfig(config, family)
     model_config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, DTYPES))
     model = model_config.get_model(weights)

@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..blocks import ResBlock, SpatialTransformer, TemporalConv, TemporalTransformer
-from ..config import ModelConfig, UNetConfig
+from ..config import ModelConfig
 from ..configuration import CONFIG_NAME, configuration
+from ..families import TRAINED_UNET
 from ..pipeline import SDVideo
 from ..text_encoder import TextEncoder
 from ..training import SDVideoTrainer
@@ -31,12 +32,7 @@ from . import autoencoder, text
 from .clips import NUM_FRAMES, SIZE
 from .dataset import LatentClips, collate_latents, encode_clips
 
-CONFIG = ModelConfig(
-    unet=UNetConfig(
-        dim=64, context_dim=64, dim_mult=(1, 2), num_heads=2, head_dim=32, res_blocks=1, attn_scales=(0.5,), dropout=0.0
-    ),
-    max_frames=NUM_FRAMES,
-)
+CONFIG = ModelConfig(unet=TRAINED_UNET, max_frames=NUM_FRAMES)
 CROP = 48  # pixels; parts of frames teach most of what whole ones do, in a quarter of the pixels
 SEED = 0
 SAVE_EVERY = 250  # steps of the UNet

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from ..config import TextConfig
+from ..families import TRAINED_TEXT
 from ..text_encoder import TextEncoder
 from .clips import BACKGROUNDS, COLORS, MOTIONS, SHAPES, Scene, caption, scenes
 
-CONFIG = TextConfig(width=64, layers=5, heads=1)
+CONFIG = TRAINED_TEXT
 TOPICS: dict[str, tuple[str, ...]] = {
     "color": tuple(COLORS),
     "shape": SHAPES,
