@@ -115,9 +115,13 @@ class SpatialTransformer(nn.Module):
         h = self.norm(x).flatten(2).transpose(1, 2)  # (B*F, H*W, C)
         h = self.proj_in(h)
         for block in cast("list[TransformerBlock]", self.transformer_blocks):
-            h = block(h, cond.attention, cond.key_value(block.attn2))
+            h = self.transform(block, h, cond)
         h = self.proj_out(h)
         return h.transpose(1, 2).unflatten(2, x.shape[2:]).add_(x)
+
+    def transform(self, block: TransformerBlock, tokens: Tensor, cond: Conditioning) -> Tensor:
+        """One transformer block on the tokens (B*F, H*W, C) of frames."""
+        return block(tokens, cond.attention, cond.key_value(block.attn2))
 
 
 class TemporalTransformer(nn.Module):

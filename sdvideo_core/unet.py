@@ -52,6 +52,8 @@ class UNetSD(nn.Module):
     a function (q, k, v, heads) such as `attention.sdpa`, read at every forward, and may be exchanged between them.
     """
 
+    spatial_transformer = SpatialTransformer  # a subclass may bring one of its own
+
     def __init__(
         self,
         config: UNetConfig,
@@ -64,7 +66,7 @@ class UNetSD(nn.Module):
         self.config = config
         self.attention = attention
         self.gradient_checkpointing = False  # compute each stage again for its gradients, to hold less in memory
-        make = _Maker(config, operations, {"dtype": dtype, "device": device})
+        make = _Maker(config, operations, {"dtype": dtype, "device": device}, self.spatial_transformer)
         widths = [config.dim * mult for mult in config.dim_mult]
         self.time_embed = make.time_embed()
         self.cond_proj: nn.Module | None = None  # see add_guidance_embedding
@@ -156,8 +158,8 @@ class UNetSD(nn.Module):
 class _Maker:
     """Builds the parts of a UNetSD, in the order they run."""
 
-    def __init__(self, config: UNetConfig, operations: Any, factory: dict[str, Any]):
-        self.config, self.ops, self.factory = config, operations, factory
+    def __init__(self, config: UNetConfig, operations: Any, factory: dict[str, Any], spatial: type[SpatialTransformer]):
+        self.config, self.ops, self.factory, self.spatial = config, operations, factory, spatial
         self.emb_dim = 4 * config.dim
 
     def time_embed(self) -> nn.Sequential:
@@ -169,9 +171,8 @@ class _Maker:
 
     def transformers(self, dim: int) -> list[nn.Module]:
         c = self.config
-        spatial = SpatialTransformer(dim, c.context_dim, c.head_dim, self.ops, **self.factory)
         return [
-            spatial,
+            self.spatial(dim, c.context_dim, c.head_dim, self.ops, **self.factory),
             TemporalTransformer(dim, dim // c.head_dim, c.head_dim, self.ops, **self.factory),
         ]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import comfy.conds
-import comfy.ldm.modules.attention
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -25,6 +24,7 @@ from ...sdvideo_core.config import UNetConfig
 from ...sdvideo_core.families import Family, family_of, far_from_training, find_family, summary
 from ...sdvideo_core.layouts import find_layout, names_of
 from ...sdvideo_core.unet import UNetSD
+from .attention_patches import ComfyAttention, PatchedSpatialTransformer
 from .live_preview import latent_format, preview_sampling
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -66,7 +66,9 @@ class ModelScopeConfig(comfy.supported_models_base.BASE):
 
 
 class ComfyUNet(UNetSD):
-    """UNetSD under ComfyUI's call: frames as batch, its attention, its wrappers and block patches."""
+    """UNetSD under ComfyUI's call: frames as batch, its attention, its wrappers and patches."""
+
+    spatial_transformer = PatchedSpatialTransformer
 
     def __init__(self, config: UNetConfig, dtype: Any, device: Any, operations: Any, **_: Any):
         super().__init__(config, operations, dtype=dtype, device=device)
@@ -106,9 +108,8 @@ class ComfyUNet(UNetSD):
         options: dict[str, Any],
     ) -> Tensor:
         options |= {"original_shape": list(frames.shape), "transformer_index": 0}
-        attention = functools.partial(_attention, transformer_options=options)
         h = frames.contiguous(memory_format=torch.channels_last)
-        cond = self.condition(h, timesteps, context, num_frames, attention, options.get(GUIDANCE))
+        cond = self.condition(h, timesteps, context, num_frames, ComfyAttention(options), options.get(GUIDANCE))
         skips = []
         for index, stage in enumerate(self.input_blocks):
             options["block"] = ("input", index)
@@ -137,11 +138,6 @@ def _patched(h: Tensor, name: str, options: dict[str, Any]) -> Tensor:
     for patch in _patches(name, options):
         h = patch(h, options)
     return h
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, transformer_options: dict[str, Any]) -> Tensor:
-    attention = comfy.ldm.modules.attention.optimized_attention
-    return attention(q, k, v, heads, attn_precision=torch.float32, transformer_options=transformer_options)
 
 
 def load_model(path: str | Path, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
