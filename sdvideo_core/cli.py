@@ -178,7 +178,7 @@ def txt2vid(args: argparse.Namespace) -> None:
     model = _load(args)
     cli_defaults.complete(args, model.family)
     cli_demo.hint_at_words(args)
-    settings = _settings(args)
+    settings = _settings(args, model)
     video = model(args.prompt, image_size=args.image_size, num_frames=args.num_frames, **settings)
     cli_output.save(video, args, settings["seed"])
 
@@ -196,8 +196,9 @@ def vid2vid(args: argparse.Namespace) -> None:
         raise ValueError(f"{given}; expected above 0, where nothing would change, to 1, for all steps")
     cli_defaults.complete(args, find_family(args.model))
     images = load_sequence(args.input, args.num_frames, args.offset, args.stride, args.image_size)
-    model, settings = _load(args), _settings(args)
+    model = _load(args)
     cli_demo.hint_at_words(args)
+    settings = _settings(args, model)
     t_start = max(1, round(args.timesteps * args.denoise_strength))
     cli_output.save(model(args.prompt, initial_frames=images, t_start=t_start, **settings), args, settings["seed"])
 
@@ -222,7 +223,7 @@ def _load(args: argparse.Namespace) -> SDVideo:
     return model.enable_xformers() if args.xformers else model
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
+def _settings(args: argparse.Namespace, model: SDVideo) -> dict[str, Any]:
     seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
     return {
         "text_neg": args.text_neg,
@@ -231,5 +232,5 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "eta": args.eta,
         "seed": seed,
         "bar": True,
-        **cli_sampling.settings(args),
+        **cli_sampling.settings(args, model.lcm),
     }

@@ -56,8 +56,9 @@ def demo(args: argparse.Namespace) -> None:
     cli_defaults.complete(args, DEMO)
     _hint(args)
     model = cli_lora.load_loras(SDVideo(demo_model(), amp=False), args)
-    options = {"guidance_scale": args.guidance_scale, "timesteps": args.timesteps, **cli_sampling.settings(args)}
-    video = model(args.prompt, image_size=args.image_size, seed=args.seed, bar=True, **options)
+    options = {"guidance_scale": args.guidance_scale, "timesteps": args.timesteps, "seed": args.seed}
+    options |= cli_sampling.settings(args, model.lcm)
+    video = model(args.prompt, image_size=args.image_size, bar=True, **options)
     frames = interpolate(video[0].transpose(0, 1), scale_factor=args.zoom, mode="bicubic").clamp(0, 1)
     cli_output.save(frames.transpose(0, 1)[None], args, args.seed)
 

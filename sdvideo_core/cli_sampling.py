@@ -44,14 +44,14 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--cfg {args.guidance_scale:g} has no effect beside --cfg-schedule; leave one of them out")
 
 
-def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of `SDVideo` from the options."""
+def settings(args: argparse.Namespace, lcm: LCM) -> dict[str, Any]:
+    """Arguments of `SDVideo` from the options. lcm: the sampler of that name, as the model's LoRAs say it."""
     from .guidance import guidance_interval
 
     scale, interval = args.guidance_scale, args.cfg_interval
     schedule = guidance_interval(scale, *interval) if interval else args.guidance_schedule
     return {
-        "sampler": _sampler(args),
+        "sampler": _sampler(args, lcm),
         "guidance_schedule": schedule,
         "guidance_rescale": args.guidance_rescale,
         "dynamic_thresholding": args.dynamic_thresholding,
@@ -59,23 +59,15 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _sampler(args: argparse.Namespace) -> str | LCM:
+def _sampler(args: argparse.Namespace, lcm: LCM) -> str | LCM:
     options = {"original_steps": args.original_steps, "grid": args.grid}
     given = {name: value for name, value in options.items() if value is not None}
     if args.sampler == "lcm":
-        return replace(_lcm_of_loras(args), **given)
+        return replace(lcm, **given)
     if given:
         name = "--lcm-" + next(iter(given)).replace("_", "-")
         raise ValueError(f"{name} with --sampler {args.sampler}; it belongs to --sampler lcm, leave it out")
     return args.sampler
-
-
-def _lcm_of_loras(args: argparse.Namespace) -> LCM:
-    """As the first LoRA that says it wants to be sampled."""
-    from .lcm import LCM
-
-    said = (LCM.from_file(path) for path, strength in args.lora or [] if strength)
-    return next(filter(None, said), LCM())
 
 
 def _numbers(text: str) -> list[float]:

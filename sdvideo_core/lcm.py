@@ -9,15 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import safetensors
 import torch
 from torch import Generator, Tensor
 
 from .guidance import EpsModel, ScaleAt
-from .lora_peft import FOLDER_STEMS
 from .sampler import Sampler, Steps, draw_noise
 from .schedule import NoiseSchedule, last_steps
 
@@ -79,22 +76,11 @@ class LCM(Sampler):
     grid: Literal["strided", "even"] = "strided"
 
     @classmethod
-    def from_file(cls, path: str | Path) -> LCM | None:
-        """What a few-step LoRA, a file or a folder, was made for; None where it does not say.
+    def from_metadata(cls, metadata: Mapping[str, str]) -> LCM | None:
+        """What a few-step LoRA was made for, from its file's metadata; None where that does not say.
 
         Only SDVideo's trainer writes it. Raises ValueError where what it says is no number.
         """
-        path = Path(path)
-        files = [path / f"{stem}.safetensors" for stem in FOLDER_STEMS] if path.is_dir() else [path]
-        found = next((file for file in files if file.suffix == ".safetensors" and file.is_file()), None)
-        if found is None:
-            return None
-        with safetensors.safe_open(found, framework="pt") as file:  # pyright: ignore[reportPrivateImportUsage]
-            return cls.from_metadata(file.metadata() or {})
-
-    @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str]) -> LCM | None:
-        """The same from the metadata of a file."""
         fields = {}
         for key, (field, read) in METADATA.items():
             try:
@@ -104,7 +90,7 @@ class LCM(Sampler):
         return cls(**fields) if fields else None
 
     def metadata(self) -> dict[str, str]:
-        """What `from_file` reads, to be written with a LoRA."""
+        """What `from_metadata` reads, to be written with a LoRA."""
         return {key: str(getattr(self, field)) for key, (field, _) in METADATA.items()}
 
     def timesteps(self, schedule: NoiseSchedule, num_steps: int, t_start: int | None = None) -> list[int]:

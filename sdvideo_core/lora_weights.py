@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .key_maps import TEXT_QKV
+from .lcm import LCM
 from .lora_files import LoRAReport, read_lora
 from .lora_formats import Pair
 from .lora_layers import TEXT_BLOCKS, TEXT_EMBEDDINGS, TEXT_MODULES, Layers, adaptable
@@ -43,6 +44,7 @@ class LoRAWeights:
         self._survey()
         self._has_guidance_layer = unet.cond_proj is not None
         self._loaded: list[tuple[float, Mapping[str, Pair]]] = []
+        self.lcm: LCM | None = None  # how the first few-step LoRA among them says it wants to be sampled
         self._base: dict[Tensor, Tensor] = {}
 
     def _survey(self) -> None:
@@ -55,7 +57,7 @@ class LoRAWeights:
         if not math.isfinite(strength):
             raise ValueError(f"LoRA strength={strength}; expected a number, such as 1.0")
         file = read_lora(path)
-        match = file.match(self._layers)
+        match, said = file.match(self._layers), LCM.from_metadata(file.metadata)
         if any(GUIDANCE_LAYER in name for name in match.report.unused):  # T2V-Turbo's brings a layer of its own
             self._unet.add_guidance_embedding()
             self._survey()
@@ -64,6 +66,7 @@ class LoRAWeights:
             warnings.warn(str(match.report), stacklevel=3)
         if strength != 0:
             self._loaded.append((strength, {**match.unet, **match.text}))
+            self.lcm = self.lcm or said
             self._write({self._slots[path].parameter for path in self._loaded[-1][1]})
         return match.report
 
@@ -73,6 +76,7 @@ class LoRAWeights:
             parameter, weight = self._base.popitem()
             parameter.data = weight.to(parameter.device)
         self._loaded.clear()
+        self.lcm = None
         if self._unet.cond_proj is not None and not self._has_guidance_layer:
             self._unet.cond_proj = None
             self._survey()

@@ -22,7 +22,7 @@ from .families import family_of, far_from_training
 from .frames import check_size, frames_to_video, images_to_frames
 from .guidance import GuidanceSchedule, guidance_wrappers, guided_eps, scale_over_steps
 from .layouts import PARTS, find_layout, names_of
-from .lcm import guidance_embedding, misuses
+from .lcm import LCM, guidance_embedding, misuses
 from .lora_files import LoRAReport
 from .lora_weights import LoRAWeights
 from .sampler import Sampler, draw_noise
@@ -127,6 +127,11 @@ class SDVideo:
             self._loras.remove()
         self._loras = None
 
+    @property
+    def lcm(self) -> LCM:
+        """The sampler "lcm": as the first LoRA that says how, among those of `load_lora`, wants to be sampled."""
+        return (self._loras and self._loras.lcm) or LCM()
+
     @torch.no_grad()
     @takes(KINDS)
     def __call__(  # noqa: PLR0913 - the options a user sets, as the README lists them
@@ -155,14 +160,15 @@ class SDVideo:
         the video has their size instead. num_frames: length, by default that of initial_frames or of the videos the
         model was trained on. initial_frames: pictures of equal size to start from (video to video). t_start: how many
         of the steps to run then, round(timesteps * strength). eta: randomness of DDIM, 0..1. seed: the same seed
-        gives the same video; None draws one. bar: show a progress bar. sampler: a name in `samplers.SAMPLERS`, or one
-        with options of its own, such as `lcm.LCM(timestep_scaling=10)`. guidance_rescale: RescaleCFG, 0 (off) to 1.
-        guidance_schedule: scales spread over the way from pure noise to the video, or a function of it, in place of
-        guidance_scale (see `guidance.scale_over_steps`). dynamic_thresholding: percentile, such as 0.995.
-        guidance_embed: the scale of a model distilled with an embedding of it (T2V-Turbo, 5 to 15), which is used with
-        guidance_scale 1. Raises TypeError for a value of another kind, ValueError for one out of range.
+        gives the same video; None draws one. bar: show a progress bar. sampler: a name in `samplers.SAMPLERS` ("lcm" is
+        `self.lcm`), or one with options of its own, such as `lcm.LCM(timestep_scaling=10)`. guidance_rescale:
+        RescaleCFG, 0 (off) to 1. guidance_schedule: scales spread over the way from pure noise to the video, or a
+        function of it, in place of guidance_scale (see `guidance.scale_over_steps`). dynamic_thresholding: percentile,
+        such as 0.995. guidance_embed: the scale of a model distilled with an embedding of it (T2V-Turbo, 5 to 15),
+        which is used with guidance_scale 1. Raises TypeError for a value of another kind, ValueError for one out of
+        range.
         """
-        method = find_sampler(sampler, eta)
+        method = find_sampler(sampler, eta) if sampler != "lcm" or eta else self.lcm
         wrappers = guidance_wrappers(self.schedule, guidance_rescale, dynamic_thresholding)
         scale = scale_over_steps(guidance_schedule) if guidance_schedule is not None else guidance_scale
         embedded = guidance_embedding(guidance_embed).to(self.device) if guidance_embed is not None else None

@@ -34,7 +34,7 @@ CORE_ARROWS: dict[str, set[str]] = {
     "guidance": {"unet", "schedule"},
     "sampler": {"guidance", "schedule"},
     "ddim": {"guidance", "sampler", "schedule"},
-    "lcm": {"guidance", "lora_peft", "sampler", "schedule"},
+    "lcm": {"guidance", "sampler", "schedule"},
     "solvers": {"guidance", "sampler", "schedule"},
     "samplers": {"ddim", "lcm", "sampler", "solvers"},
     "key_maps": {"config"},
@@ -59,7 +59,7 @@ CORE_ARROWS: dict[str, set[str]] = {
     | {"lora_peft", "state_dict"},
     "lora_export": {"configuration", "lora_files", "lora_formats", "lora_layers", "lora_peft"}
     | {"state_dict", "whole_file"},
-    "lora_weights": {"key_maps", "lora_files", "lora_formats", "lora_layers", "text_encoder", "unet"},
+    "lora_weights": {"key_maps", "lcm", "lora_files", "lora_formats", "lora_layers", "text_encoder", "unet"},
     "lora": {"lora_export", "lora_files", "lora_formats", "lora_layers", "state_dict", "unet"},
     "frames": {"arguments"},
     "playback": {"arguments"},

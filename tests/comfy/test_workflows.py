@@ -15,8 +15,8 @@ from sdvideo_core.demo import FEW_STEPS_LORA
 from sdvideo_core.demo.clips import NUM_FRAMES as NUM_FRAMES_OF_DEMO
 from sdvideo_core.demo.clips import SIZE
 from sdvideo_core.demo.reading import read_scene
-from sdvideo_core.lcm import LCM
 from sdvideo_core.lora import LoRA, save_lora
+from sdvideo_core.lora_files import read_lora
 from tests.comfy.comfy_server import make_base_directory, start_comfyui
 
 FOLDER = Path(__file__).parents[2] / "example_workflows"
@@ -78,7 +78,7 @@ def few_steps_lora(comfy_base, comfy_demo):
     save_lora(
         LoRA(unet, 1, generator=torch.Generator().manual_seed(0)),
         path,
-        metadata=LCM.from_file(FEW_STEPS_LORA).metadata(),
+        metadata=read_lora(FEW_STEPS_LORA).metadata,
     )
     yield path
     path.unlink()

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sdvideo_core import SDVideo, cli_sampling, demo_model, lcm, load_sequence, save_pngs
+from sdvideo_core import SDVideo, demo_model, load_sequence, save_pngs
 from sdvideo_core.cli import build_parser, main
 from sdvideo_core.cli_defaults import clip_options, complete
-from sdvideo_core.demo import few_steps_lora
 from sdvideo_core.families import DEMO, family_of
 
 ZEROSCOPE = family_of(["zeroscope_v2_576w"])
@@ -57,14 +56,6 @@ def test_help_tells_that_the_model_decides(command):
     text = " ".join(action.choices[command].format_help().split())
     assert "cropped to; default: what the model was trained on, 256x256 if unknown" in text
     assert "back and forth; default: as many as the model was trained on, 16 if unknown" in text
-
-
-@pytest.mark.parametrize("strength", [0, 0.5])
-def test_a_lora_says_how_to_sample_it_unless_it_is_off(strength):
-    options = [*LCM, "--lora", f"{few_steps_lora()}:{strength}"]
-    args = build_parser().parse_args(["txt2vid", "model", "prompt", *options])
-    complete(args, None)
-    assert cli_sampling.settings(args)["sampler"] == (lcm.LCM.from_file(few_steps_lora()) if strength else lcm.LCM())
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from sdvideo_core.frames import video_to_images
 from sdvideo_core.inspection import inspect
 from sdvideo_core.lcm import LCM
 from sdvideo_core.lora import LoRA
+from sdvideo_core.lora_files import read_lora
 from sdvideo_core.training import SDVideoTrainer
 
 OPTIONS = {"image_size": (SIZE, SIZE), "timesteps": 20, "guidance_scale": 2.0, "seed": 0}
@@ -72,7 +73,7 @@ def test_the_first_command_shows_what_it_says(tmp_path, capsys):
 
 def test_the_few_step_lora_is_small_and_says_how_it_is_sampled():
     assert few_steps_lora().stat().st_size <= 3_000_000
-    assert LCM.from_file(few_steps_lora()) == few_steps.SAMPLING["sampler"]
+    assert LCM.from_metadata(read_lora(few_steps_lora()).metadata) == few_steps.SAMPLING["sampler"]
 
 
 @pytest.mark.parametrize(("prompt", "expected"), PROMPTS.items())

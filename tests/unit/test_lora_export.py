@@ -300,7 +300,7 @@ def test_how_to_sample_is_kept_and_told(form, tmp_path):
     convert_lora(source, path, form, torch.float32, LAYERS)
     report = describe_lora(path, LAYERS)
     assert report["metadata"] == FEW_STEPS
-    assert LCM.from_file(path) == LCM(original_steps=20)
+    assert LCM.from_metadata(read_lora(path).metadata) == LCM(original_steps=20)
     assert report["sample with"] == "--sampler lcm --steps 4 --cfg 1 --lcm-original-steps 20"
 
 

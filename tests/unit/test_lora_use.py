@@ -15,6 +15,7 @@ from sdvideo_core.cli import main
 from sdvideo_core.cli_lora import path_and_strength
 from sdvideo_core.config import ModelConfig
 from sdvideo_core.configuration import CONFIG_NAME
+from sdvideo_core.lcm import LCM
 from sdvideo_core.lora_export import write_kohya
 from sdvideo_core.lora_files import read_lora
 from sdvideo_core.lora_formats import Pair
@@ -34,14 +35,14 @@ def layers(model) -> Layers:
     return Layers.of(model.unet, model.text_encoder)
 
 
-def write_lora(path: Path, layers: Layers, part: str, seed: int = 1) -> Path:
-    """A LoRA for the layers whose paths hold `part`."""
+def write_lora(path: Path, layers: Layers, part: str, seed: int = 1, lcm: LCM | None = None) -> Path:
+    """A LoRA for the layers whose paths hold `part`, which may say how it is sampled."""
     pairs = {
         layer: Pair(random(2, *rest, seed=seed), 0.1 * random(out, 2, *(1 for _ in rest[1:]), seed=seed + 1), 2.0)
         for layer, (out, *rest) in layers.shapes.items()
         if part in layer
     }
-    write_kohya(pairs, path, torch.float32)
+    write_kohya(pairs, path, torch.float32, lcm.metadata() if lcm else {})
     return path
 
 
@@ -88,6 +89,32 @@ def test_strength_0_is_the_base_model(files, sample, model):
     base = sample()
     model.load_lora(files["attn1"], 0.0)
     assert torch.equal(sample(), base)
+
+
+def test_lcm_is_as_the_first_few_step_lora_says(files, layers, tmp_path, model, sample):
+    said = {name: LCM(original_steps=steps) for name, steps in {"twenty": 20, "ten": 10}.items()}
+    for name, lcm in said.items():
+        files = {**files, name: write_lora(tmp_path / f"{name}.safetensors", layers, "attn1", lcm=lcm)}
+    found = []
+    for name, strength in (("attn1", 1.0), ("ten", 0.0), ("twenty", 0.5), ("ten", 1.0)):
+        model.load_lora(files[name], strength)
+        found.append(model.lcm)
+    assert found == [LCM(), LCM(), said["twenty"], said["twenty"]]
+    sample = functools.partial(sample, guidance_scale=1, timesteps=3)
+    assert torch.equal(sample(sampler="lcm"), sample(sampler=said["twenty"]))
+    assert not torch.equal(sample(sampler="lcm"), sample(sampler=LCM()))
+    model.unload_lora()
+    assert model.lcm == LCM()
+
+
+def test_the_command_line_samples_as_the_lora_says(layers, demo_model_dir, tmp_path, monkeypatch):
+    lora = write_lora(tmp_path / "ten.safetensors", layers, "attn1", lcm=LCM(original_steps=10))
+    samplers = []
+    monkeypatch.setattr(LCM, "sample", lambda self, _eps_model, x, *_: samplers.append(self) or x)
+    for strength in (1, 0):
+        given = ["--sampler", "lcm", "--lora", f"{lora}:{strength}", "--size", "32x32", "--frames", "1"]
+        assert main(["txt2vid", str(demo_model_dir), "a", *given, "--output", str(tmp_path / f"{strength}.gif")]) == 0
+    assert samplers == [LCM(original_steps=10), LCM()]
 
 
 def test_unloading_nothing(model, sample):
