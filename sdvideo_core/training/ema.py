@@ -49,7 +49,8 @@ class EMA:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Whole averages, also where the parameters are split; then every process must call this."""
-        average = {name: whole(value) for name, value in self.average.items()}
+        # safetensors writes no other layout, and on a GPU convolutions have one.
+        average = {name: whole(value).contiguous() for name, value in self.average.items()}
         return average | {"num_updates": torch.tensor(self.num_updates)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from .trainer import SDVideoTrainer
@@ -56,6 +56,12 @@ def check_sharding(trainer: SDVideoTrainer, accelerator: Accelerator, samples: b
     options = {"adam8bit=True": trainer.adam8bit, "compile=True": trainer.compile, "sample_every": samples}
     for option in (option for option, is_on in options.items() if is_on):
         raise ValueError(f"{option} does not go with weights split by FSDP; leave it out, or launch with DDP")
+
+
+def use_plain_layout(module: nn.Module) -> None:
+    """Lays weights out as FSDP splits them: it refuses the channels_last that convolutions have on a GPU."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.contiguous()
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from .network import Network
 from .processes import accelerator_for, optimizer_for
 from .samples import save_samples
 from .settings import check_counts, check_settings, settings_of_run
-from .sharding import check_sharding, is_sharded, no_warning_of_views, whole
+from .sharding import check_sharding, is_sharded, no_warning_of_views, use_plain_layout, whole
 from .state import (
     Progress,
     check_newest,
@@ -141,6 +141,8 @@ class _Run:
         self.accelerator = accelerator_for(t, self.output)
         stack.callback(self.accelerator.free_memory)
         check_sharding(t, self.accelerator, self.samples)
+        if is_sharded(self.accelerator):
+            use_plain_layout(t.model.unet)
         self.network = Network(t.model.unet, t.lora_rank, t.train_only, t.seed)
         stack.callback(self.network.end)
         self.base = fingerprint(self.network.frozen(), t.model.vae.state_dict(), t.model.text_encoder.state_dict())

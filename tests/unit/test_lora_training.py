@@ -105,17 +105,18 @@ def test_autocast_computes_the_adapters_in_its_precision():
     assert {parameter.grad.dtype for parameter in lora.parameters()} == {torch.float32}
 
 
-@needs_cuda
 @pytest.mark.parametrize("half", [None, torch.float16, torch.bfloat16], ids=str)
-def test_on_cuda(unet, half):
-    on_cpu = make_lora(unet)
-    with on_cpu:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+def test_on_a_device_in_half_it_is_what_float64_says(unet, device, half):
+    exact = make_lora(unet)
+    with exact:
         expected = unet(*inputs()).detach()
-    moved = make_unet(torch.float32).cuda()
-    lora = LoRA(moved, 4)
-    lora.load_state_dict(on_cpu.state_dict())
-    with lora, torch.autocast("cuda", half, enabled=half is not None):
-        output = moved(*(value.cuda() for value in inputs(torch.float32)))
+    moved = make_unet(torch.float32)
+    moved.load_state_dict({key: weight.float() for key, weight in unet.state_dict().items()})
+    lora = LoRA(moved.to(device), 4)
+    lora.load_state_dict(exact.state_dict())
+    with lora, torch.autocast(device, half, enabled=half is not None):
+        output = moved(*(value.to(device) for value in inputs(torch.float32)))
     output.float().square().mean().backward()
-    assert {parameter.grad.device.type for parameter in lora.parameters()} == {"cuda"}
+    assert {parameter.grad.device.type for parameter in lora.parameters()} == {device}
     assert relative_error(output.detach().cpu(), expected) <= (1e-2 if half is None else 0.1)

@@ -14,6 +14,7 @@ from torch.utils.data import WeightedRandomSampler
 
 from sdvideo_core.attention import sdpa
 from sdvideo_core.blocks import TemporalConv, TemporalTransformer
+from sdvideo_core.checkpoint import use_channels_last
 from sdvideo_core.training import SDVideoTrainer
 from sdvideo_core.training.processes import optimizer_for
 from tests.unit.small_training import collate, differing, loader, make_trainer, train, weights
@@ -79,6 +80,19 @@ def test_resumed_is_uninterrupted(new_model, tmp_path, options):
     assert not differing(weights(whole.model), weights(resumed.model))
     assert torch.equal(torch.get_rng_state(), generators)
     assert not differing(*(load_file(tmp_path / folder / file.name) for folder in ("whole", "broken")))
+
+
+def test_weights_that_lie_as_on_a_gpu_are_saved_and_resumed(new_model, tmp_path):
+    def run(folder, steps, **more):
+        model = new_model()
+        use_channels_last(model.unet)
+        trainer = make_trainer(model, tmp_path / folder, ema=0.9, **more)
+        return train(trainer, steps, save_every=2)
+
+    whole, _, resumed = run("whole", 3), run("parts", 2), run("parts", 3, load_state=True)
+    assert resumed.losses == whole.losses
+    assert not differing(weights(whole.model), weights(resumed.model))
+    assert not differing(*(load_file(tmp_path / folder / "vid_unet.safetensors") for folder in ("whole", "parts")))
 
 
 def test_a_run_may_be_stopped_between_the_passes_of_a_step(model, tmp_path):
