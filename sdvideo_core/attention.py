@@ -18,8 +18,9 @@ MAX_HEADS = 2**16 - 1
 
 SHORT = 256  # tokens
 
-# Elements of the widest activation at a time: larger ones are returned to the system and cleared anew at every layer.
-CPU_PART = 2**22
+# Elements of the widest activation at a time. On a CPU larger ones are returned to the system and cleared anew at every
+# layer; elsewhere they would be most of the memory that a long video needs (a gigabyte for every 2**29 in half).
+CPU_PART, PART = 2**22, 2**28
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -95,7 +96,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated feed-forward layer on every token (..., C); on a CPU in parts, which gives the same numbers."""
+    """Gated feed-forward layer on every token (..., C), in parts where there are many, which gives the same numbers."""
 
     def __init__(self, dim: int, operations: Any = nn, **factory: Any):
         super().__init__()
@@ -104,8 +105,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, -2)
-        parts = tokens.split(max(1, CPU_PART // (8 * x.shape[-1])))
-        if x.device.type != "cpu" or torch.is_grad_enabled() or len(parts) == 1:
+        most = CPU_PART if x.device.type == "cpu" else PART
+        parts = tokens.split(max(1, most // (8 * x.shape[-1])))
+        if torch.is_grad_enabled() or len(parts) == 1:
             return self.net(x)
         first = self.net(parts[0])
         out = first.new_empty(tokens.shape)

@@ -159,7 +159,8 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     cli_lora.add_option(parser)
     cli_files.add_part_options(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or mps; auto: cuda if there is one")
-    parser.add_argument("--dtype", default=DTYPES[0], choices=DTYPES, help="precision the weights are kept in")
+    text = "precision the weights are kept in; default: float16 on a GPU, float32 elsewhere"
+    parser.add_argument("--dtype", default=None, choices=DTYPES, help=text)
     parser.add_argument("--no-amp", dest="amp", action="store_false", help="compute in the weights' own precision")
     parser.add_argument("--xformers", action="store_true", help="use xformers' attention where it runs")
 
@@ -218,7 +219,9 @@ def _load(args: argparse.Namespace) -> SDVideo:
 
     sys.stderr.write(f"Loading {args.model} ...\n")
     parts = {"vae": args.vae, "text_encoder": args.text_encoder}
-    model = SDVideo(args.model, cli_training.device(args), getattr(torch, args.dtype), amp=args.amp, **parts)
+    device = cli_training.device(args)
+    dtype = args.dtype or (DTYPES[1] if device.startswith("cuda") else DTYPES[0])
+    model = SDVideo(args.model, device, getattr(torch, dtype), amp=args.amp, **parts)
     cli_lora.load_loras(model, args)
     return model.enable_xformers() if args.xformers else model
 

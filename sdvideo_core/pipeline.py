@@ -247,9 +247,11 @@ class SDVideo:
         return layer is not None and any(bool(weight.any()) for weight in layer.parameters())
 
     def _precision(self) -> contextlib.AbstractContextManager[object]:
-        half = torch.float16 if self.device.type == "cuda" else torch.bfloat16
-        wanted = self.amp and self.dtype is torch.float32
-        return torch.autocast(self.device.type, half, enabled=wanted and _computes_in_half(self.device))
+        kind = self.device.type
+        half = torch.float16 if kind == "cuda" else torch.bfloat16
+        wanted = self.amp and self.dtype is torch.float32 and _computes_in_half(self.device)
+        # Weights that are kept in half as well spare a CPU their cast at every step, and would fill a GPU's memory.
+        return torch.autocast(kind, half, enabled=wanted, cache_enabled=kind == "cpu")
 
 
 def _generators(seed: int | None) -> tuple[torch.Generator, torch.Generator]:

@@ -17,6 +17,8 @@ from .config import VAEConfig
 Progress = Callable[[int], object]
 
 LATENT_SCALE = 0.18215  # 1 / standard deviation of the latents of Stable Diffusion's training images
+# At a time, so that large frames take no more memory than these do: with more than one, no more pixels than that.
+FRAMES_AT_ONCE, PIXELS_AT_ONCE = 4, 4 * 576 * 320
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -50,7 +52,8 @@ class AttnBlock(nn.Module):
         self.proj_out = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(x)
+        # CUDA's GroupNorm leaves channels_last, and fused attention takes tokens whose channels are neighbours.
+        h = self.norm(x).contiguous(memory_format=torch.channels_last)
         q, k, v = (layer(h).flatten(2).transpose(1, 2) for layer in (self.q, self.k, self.v))  # (N, H*W, C)
         h = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
         return self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:])).add_(x)
@@ -146,7 +149,10 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(nn.Module):
-    """Encodes and decodes frames independently of each other, `frames_at_once` at a time to bound memory."""
+    """Encodes and decodes frames independently of each other.
+
+    frames_at_once bounds memory; by default 4, or fewer where frames are larger than 576x320.
+    """
 
     def __init__(self, config: VAEConfig):
         super().__init__()
@@ -156,7 +162,7 @@ class AutoencoderKL(nn.Module):
         self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * config.z_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.z_channels, config.z_channels, 1)
 
-    def encode(self, frames: Tensor, frames_at_once: int = 4, progress: Progress | None = None) -> Tensor:
+    def encode(self, frames: Tensor, frames_at_once: int | None = None, progress: Progress | None = None) -> Tensor:
         """Frames (N, 3, H, W) in -1..1, sides divisible by 8 -> latents (N, 4, H/8, W/8): scaled posterior mean.
 
         progress: called with the number of frames done after every `frames_at_once` of them.
@@ -169,15 +175,21 @@ class AutoencoderKL(nn.Module):
             mean, _logvar = self.quant_conv(self.encoder(part)).chunk(2, dim=1)
             return mean * LATENT_SCALE
 
-        return _in_parts(encode_part, frames, frames_at_once, progress)
+        return _in_parts(encode_part, frames, frames_at_once or _at_once(height * width), progress)
 
-    def decode(self, latents: Tensor, frames_at_once: int = 4, progress: Progress | None = None) -> Tensor:
+    def decode(self, latents: Tensor, frames_at_once: int | None = None, progress: Progress | None = None) -> Tensor:
         """Latents (N, 4, h, w) -> frames (N, 3, 8h, 8w), about -1..1. progress: as in `encode`."""
 
         def decode_part(part: Tensor) -> Tensor:
             return self.decoder(self.post_quant_conv(part / LATENT_SCALE))
 
-        return _in_parts(decode_part, latents, frames_at_once, progress)
+        pixels = 64 * latents.shape[2] * latents.shape[3]
+        return _in_parts(decode_part, latents, frames_at_once or _at_once(pixels), progress)
+
+
+def _at_once(pixels: int) -> int:
+    """How many frames of so many pixels."""
+    return max(1, min(FRAMES_AT_ONCE, PIXELS_AT_ONCE // pixels))
 
 
 def _in_parts(

@@ -105,8 +105,12 @@ class Batches:
     def randomness(self, generator: torch.Generator) -> Iterator[None]:
         """Within, torch's own generators, for dropout, follow the batch's; afterwards they go on as before."""
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        seed = int(torch.randint(2**62, (), generator=generator))
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach other GPUs, too
+            for device in devices:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
             yield
 
     def _read(self, number: int) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def _generators_untouched() -> Iterator[None]:
     """accelerate's states hold the process's random generators, which a run neither uses nor changes."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
     finally:
         random.setstate(python)

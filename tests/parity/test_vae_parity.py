@@ -106,6 +106,16 @@ def test_frames_in_parts_equal_all_at_once(frames_at_once, largest):
     assert [relative_error(a, b) <= 1e-12 for a, b in zip(parts, whole, strict=True)] == [True, True]
 
 
+@pytest.mark.parametrize(("size", "most"), [((64, 64), 4), ((320, 576), 4), ((384, 672), 2), ((576, 1024), 1)], ids=str)
+@torch.no_grad()
+def test_the_larger_frames_are_the_fewer_are_encoded_and_decoded_at_once(size, most):
+    with torch.device("meta"):
+        vae = AutoencoderKL(VAEConfig(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1))
+        latents = vae.encode(torch.empty(5, 3, *size), progress=(done := []).append)
+        vae.decode(latents, progress=done.append)
+    assert (max(done), sum(done)) == (most, 2 * 5)
+
+
 @pytest.mark.parametrize(("height", "width"), [(31, 32), (32, 36), (12, 20), (1, 8)])
 def test_encode_refuses_sides_that_are_not_multiples_of_8(vaes, height, width):
     vae, _ = vaes

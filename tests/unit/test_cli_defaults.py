@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from sdvideo_core import SDVideo, demo_model, load_sequence, save_pngs
+from sdvideo_core import SDVideo, demo_model, load_sequence, pipeline, save_pngs
 from sdvideo_core.cli import build_parser, main
 from sdvideo_core.cli_defaults import clip_options, complete
 from sdvideo_core.families import DEMO, family_of
@@ -72,6 +73,27 @@ def test_a_known_model_is_sampled_as_it_was_trained(tmp_path, options, settings)
     model = SDVideo(demo_model(), amp=False)
     save_pngs(model("a red circle", num_frames=1, seed=1, image_size=(96, 96), **settings), tmp_path / "api")
     assert (tmp_path / "cli" / "00000.png").read_bytes() == (tmp_path / "api" / "00000.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--device", "cuda"], ("cuda", torch.float16)),
+        (["--device", "cuda:1"], ("cuda:1", torch.float16)),
+        (["--device", "cuda", "--dtype", "bfloat16"], ("cuda", torch.bfloat16)),
+        (["--device", "cpu"], ("cpu", torch.float32)),
+    ],
+)
+def test_weights_are_in_half_on_a_gpu_unless_told_otherwise(monkeypatch, options, expected):
+    asked = []
+
+    def note(_path, device, dtype, **_):
+        asked.append((device, dtype))
+        raise ValueError("not loaded")
+
+    monkeypatch.setattr(pipeline, "SDVideo", note)
+    assert main(["txt2vid", str(demo_model()), "a red circle", *options]) == 1
+    assert asked == [expected]
 
 
 def test_an_unknown_model_draws_at_256x256(demo_model_dir, tmp_path):

@@ -11,8 +11,11 @@ import torch
 from PIL import Image
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdvideo_core import SDVideo
+from sdvideo_core.checkpoint import use_channels_last
 from sdvideo_core.lcm import LCM
 from sdvideo_core.schedule import NoiseSchedule
 from sdvideo_core.training.cache import fingerprint
@@ -70,6 +73,53 @@ def test_the_network_sees_its_device_and_precision_and_the_video_comes_back(on_g
     video = on_gpu("a", timesteps=3, image_size=(SIZE, SIZE), num_frames=2, seed=0, **options)
     assert set(seen) == {(GPU, on_gpu.dtype)}
     assert (video.device.type, video.dtype, tuple(video.shape)) == ("cpu", torch.float32, (1, 3, 2, SIZE, SIZE))
+
+
+def test_mixed_precision_keeps_no_second_copy_of_the_weights_on_a_gpu(on_gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # autocast is off without
+    on_gpu.dtype, on_gpu.amp, seen = torch.float32, True, set()
+    for network in (on_gpu.unet, on_gpu.vae, on_gpu.text_encoder):
+        move(network, torch.float32)
+    for block in on_gpu.unet.input_blocks:
+        block.register_forward_hook(lambda _block, _args, out: seen.add((out.dtype, torch.is_autocast_cache_enabled())))
+    on_gpu("a", timesteps=1, image_size=(SIZE, SIZE), num_frames=2, seed=0)
+    assert (torch.float16, False) in seen
+    assert not any(kept for _, kept in seen)
+
+
+class Convolutions(TorchDispatchMode):
+    """Shapes of the weights that torch convolves with."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.convolution.default:
+            self.weights.append(tuple(args[1].shape))
+        return function(*args, **(kwargs or {}))
+
+
+def test_convolutions_along_time_are_those_of_pictures_on_a_gpu(on_gpu):
+    x, context = (torch.zeros(*shape, device=GPU, dtype=on_gpu.dtype) for shape in ((1, 4, 2, 4, 4), (1, 77, 64)))
+    with torch.no_grad(), Convolutions() as convolutions:
+        on_gpu.unet(x, torch.zeros(1, device=GPU), context)
+    assert {weight[2:] for weight in convolutions.weights} == {(3, 3), (1, 1), (3, 1)}
+
+
+def test_the_autoencoder_s_attention_gets_tokens_that_lie_together_on_a_gpu(on_gpu, monkeypatch):
+    # Else only torch's slowest attention takes them, which keeps the scores of all pairs of pixels.
+    strides, sdpa = [], functional.scaled_dot_product_attention
+
+    def attention(*tensors):
+        strides.extend(tensor.stride(-1) for tensor in tensors)
+        return sdpa(*tensors)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", attention)
+    use_channels_last(on_gpu.vae)
+    with torch.no_grad():
+        on_gpu.vae.decode(on_gpu.vae.encode(torch.zeros(1, 3, 64, 64, device=GPU, dtype=on_gpu.dtype)))
+    assert strides == [1] * 6
 
 
 def test_losses_are_where_the_network_is(on_gpu):

@@ -37,6 +37,17 @@ def test_conv3d_equals_torch(size):
     torch.testing.assert_close(ours(video), theirs(video), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last_3d, torch.contiguous_format])
+def test_conv3d_of_a_gpu_equals_torch_and_reads_the_video_where_it_lies(layout):
+    torch.manual_seed(0)
+    layer = nn.Conv3d(5, 6, (3, 1, 1), padding=(1, 0, 0), dtype=torch.float64)
+    video = torch.randn(2, 5, 7, 4, 3, dtype=torch.float64).contiguous(memory_format=layout)
+    rows = video.flatten(3)
+    assert rows.data_ptr() == video.data_ptr()
+    found = layers.conv_along_time(rows, layer.weight[..., 0], layer.bias).unflatten(3, (4, 3))
+    torch.testing.assert_close(found, layer(video), rtol=1e-12, atol=1e-12)
+
+
 def test_conv2d_has_the_gradients_of_torch():
     torch.manual_seed(0)
     layer = layers.Conv2d(3, 4, 3, padding=1, dtype=torch.float64)
@@ -69,3 +80,12 @@ def test_feed_forward_in_parts_equals_whole(monkeypatch):
         parts = layer(x)
     assert calls == [7, 7, 7, 7, 2]
     torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("tokens", "most"), [(1000, 1000), (2**28 // (8 * 64) + 1, 2**28 // (8 * 64))])
+def test_feed_forward_runs_a_long_video_in_parts_on_other_devices(tokens, most):
+    layer, calls = attention.FeedForward(64, device="meta"), []
+    layer.net.register_forward_hook(lambda _module, args, _out: calls.append(args[0].numel() // 64))
+    with torch.no_grad():
+        assert layer(torch.empty(1, tokens, 64, device="meta")).shape == (1, tokens, 64)
+    assert (max(calls), sum(calls)) == (most, tokens)

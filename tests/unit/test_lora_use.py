@@ -135,17 +135,15 @@ def test_a_lora_of_another_model_changes_nothing(files, tmp_path, model, sample)
 
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_on_cuda(dtype, files, demo_model_dir, model):
-    moved = SDVideo(demo_model_dir, "cuda", dtype, amp=False)
+def test_on_cuda_the_weights_are_those_of_the_cpu(dtype, files, demo_model_dir):
+    on_cpu, moved = (SDVideo(demo_model_dir, device, dtype, amp=False) for device in ("cpu", "cuda"))
     before = {key: weight.clone() for key, weight in moved.unet.state_dict().items()}
     moved.load_lora(files["attn1"], 0.5)
-    model.load_lora(files["attn1"], 0.5)
-    expected = {key: weight.to(dtype) for key, weight in model.unet.state_dict().items()}
-    model.unload_lora()
+    on_cpu.load_lora(files["attn1"], 0.5)
     for key, weight in moved.unet.state_dict().items():
         assert weight.is_cuda
         assert weight.stride() == before[key].stride()
-        assert torch.allclose(weight.cpu().float(), expected[key].float(), rtol=1e-3, atol=1e-6)
+        assert torch.allclose(weight.cpu(), on_cpu.unet.state_dict()[key], rtol=torch.finfo(dtype).eps, atol=0)
     moved.unload_lora()
     assert all(torch.equal(weight, before[key]) for key, weight in moved.unet.state_dict().items())
 

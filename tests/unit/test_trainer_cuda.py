@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from sdvideo_core.attention import sdpa, xformers_attention
 from tests.unit.small_training import encoded_loader, loader, make_clips, make_trainer, train
@@ -13,8 +14,12 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def losses(new_model, tmp_path):
     """A function: device and options of a trainer -> its losses."""
 
-    def losses(device="cuda", **options):
-        trainer = make_trainer(new_model(device=device), tmp_path / device, loader(make_clips(size=8)), **options)
+    def losses(device="cuda", dropout=True, **options):
+        model = new_model(device=device)
+        for layer in model.unet.modules():
+            if isinstance(layer, nn.Dropout) and not dropout:
+                layer.p = 0.0
+        trainer = make_trainer(model, tmp_path / device, loader(make_clips(size=8)), **options)
         return train(trainer, steps=20).losses
 
     return losses
@@ -28,7 +33,7 @@ def test_half_precision_is_finite_and_learns(losses, precision, options):
     assert sum(values[-5:]) < sum(values[:5])
 
 
-@pytest.mark.parametrize("options", [{}, {"adam8bit": True}, {"lora_rank": 4, "ema": 0.9}])
+@pytest.mark.parametrize("options", [{}, {"adam8bit": True}, {"lora_rank": 4, "ema": 0.9}, {"ema": 0.9}])
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 def test_a_state_goes_on_as_the_run_that_wrote_it(new_model, tmp_path, precision, options):
     if "adam8bit" in options:
@@ -59,7 +64,8 @@ def test_xformers_is_used_and_changes_rounding_alone(new_model, tmp_path, precis
 
 
 def test_the_first_loss_is_that_of_the_cpu(losses):
-    assert losses()[0] == pytest.approx(losses("cpu")[0], rel=1e-3)
+    # A GPU's generator draws other masks.
+    assert losses(dropout=False)[0] == pytest.approx(losses("cpu", dropout=False)[0], rel=1e-3)
 
 
 def test_8_bit_adamw_learns(losses):
