@@ -58,6 +58,7 @@ SCALES = {0.13025: "Stable Diffusion XL", 1.5305: "Stable Diffusion 3", 0.3611: 
 
 Module = TypeVar("Module", bound=nn.Module)
 Device = torch.device | str
+Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
 
 class Network(NamedTuple):
@@ -168,12 +169,19 @@ def assemble(
     dtype: torch.dtype,
     device: Device,
     source: Path,
+    progress: Progress | None = None,
 ) -> Module:
     """A module around the given tensors: built without memory, checked, then handed its weights."""
     with torch.device("meta"):
         module = make()
     check_weights(module, weights, source)
-    module.load_state_dict({k: v.to(device, dtype) for k, v in weights.items()}, assign=True)
+    done, total, moved = 0, sum(weight.nbytes for weight in weights.values()), {}
+    for key, weight in weights.items():
+        moved[key] = weight.to(device, dtype)
+        done += weight.nbytes
+        if progress:
+            progress(done, total)
+    module.load_state_dict(moved, assign=True)
     if torch.device(device).type == "cuda":
         use_channels_last(module)
     return module.eval()
@@ -201,26 +209,39 @@ def check_parts(unet: UNetConfig, vae: VAEConfig | None, text: TextConfig | None
         )
 
 
-def load_unet(path: str | Path | Layout, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> UNetSD:
+def load_unet(
+    path: str | Path | Layout,
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+    progress: Progress | None = None,
+) -> UNetSD:
     """The UNet of a model folder or a file."""
     config, weights, source = read_network(path, "unet", device, dtype)
-    return assemble(lambda: UNetSD(config), weights, dtype, device, source)
+    return assemble(lambda: UNetSD(config), weights, dtype, device, source, progress)
 
 
-def load_vae(path: str | Path | Layout, dtype: torch.dtype = torch.float32, device: Device = "cpu") -> AutoencoderKL:
+def load_vae(
+    path: str | Path | Layout,
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+    progress: Progress | None = None,
+) -> AutoencoderKL:
     """The autoencoder of a model folder or a file, which may be a whole Stable Diffusion 1 or 2 checkpoint."""
     config, weights, source = read_network(path, "vae", device, dtype)
-    return assemble(lambda: AutoencoderKL(config), weights, dtype, device, source)
+    return assemble(lambda: AutoencoderKL(config), weights, dtype, device, source, progress)
 
 
 def load_text_encoder(
-    path: str | Path | Layout, dtype: torch.dtype = torch.float32, device: Device = "cpu"
+    path: str | Path | Layout,
+    dtype: torch.dtype = torch.float32,
+    device: Device = "cpu",
+    progress: Progress | None = None,
 ) -> TextEncoder:
     """The text encoder of a model folder or a file, which may be a whole OpenCLIP model."""
     from .text_encoder import TextEncoder  # open_clip takes seconds to import, and ComfyUI never needs it
 
     config, weights, source = read_network(path, "text encoder", device, dtype)
-    return assemble(lambda: TextEncoder(config), _that_run(config, weights), dtype, device, source)
+    return assemble(lambda: TextEncoder(config), _that_run(config, weights), dtype, device, source, progress)
 
 
 LOADERS = {"unet": load_unet, "vae": load_vae, "text encoder": load_text_encoder}

@@ -185,6 +185,8 @@ def txt2vid(args: argparse.Namespace) -> None:
 
 
 def vid2vid(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
     from .families import find_family
     from .video_io import load_sequence
 
@@ -196,7 +198,9 @@ def vid2vid(args: argparse.Namespace) -> None:
         given = f"--strength {args.denoise_strength}"
         raise ValueError(f"{given}; expected above 0, where nothing would change, to 1, for all steps")
     cli_defaults.complete(args, find_family(args.model))
-    images = load_sequence(args.input, args.num_frames, args.offset, args.stride, args.image_size)
+    with tqdm(desc="Reading", unit="frame") as bar:
+        picked = args.num_frames, args.offset, args.stride, args.image_size
+        images = load_sequence(args.input, *picked, progress=bar.update)
     model = _load(args)
     cli_demo.hint_at_words(args)
     settings = _settings(args, model)
@@ -218,7 +222,7 @@ def _load(args: argparse.Namespace) -> SDVideo:
     from .pipeline import SDVideo
 
     sys.stderr.write(f"Loading {args.model} ...\n")
-    parts = {"vae": args.vae, "text_encoder": args.text_encoder}
+    parts: dict[str, Any] = {"vae": args.vae, "text_encoder": args.text_encoder, "bar": True}
     device = cli_training.device(args)
     dtype = args.dtype or (DTYPES[1] if device.startswith("cuda") else DTYPES[0])
     model = SDVideo(args.model, device, getattr(torch, dtype), amp=args.amp, **parts)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from .playback import DEFAULT_OPTIONS, DITHERS, PALETTES, SaveOptions
+from .playback import DEFAULT_OPTIONS, DITHERS, PALETTES, SaveOptions, shown_by
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,10 +40,13 @@ def check(args: argparse.Namespace) -> None:
 
 def save(video: Tensor, args: argparse.Namespace, seed: int) -> None:
     """Writes a video (1, 3, F, H, W) in 0..1, and tells so."""
+    from tqdm import tqdm
+
     from .video_io import save_video
 
     options = settings(args)
-    save_video(video, args.output, args.fps, options=options)
+    with tqdm(desc="Writing", unit="frame") as bar:
+        save_video(video, args.output, args.fps, options=options, progress=shown_by(bar))
     _, _, num_frames, height, width = video.shape
     frames = len(options.play_order(num_frames))
     sys.stderr.write(f"Wrote {args.output}: {frames} frames of {width}x{height}, seed {seed}\n")

@@ -10,18 +10,19 @@ from .config import ModelConfig, UNetConfig
 
 CONFIG_NAME = "configuration.json"
 
+MOST_LISTED, FIRST = 20, 8  # problems of one file: all of up to so many, else the first
+
 
 class CheckpointError(ValueError):
     """A file that cannot be what it is taken for; the message says what it is, or what it lacks."""
 
 
 def refuse(source: str | Path, problems: list[str], remedy: str = "") -> None:
-    """Raises CheckpointError that lists the problems, and what to do, if there are any."""
+    """Raises CheckpointError that lists the problems, and what to do, if there are any; of very many, the first."""
     if problems:
+        shown = problems if len(problems) <= MOST_LISTED else [*problems[:FIRST], f"{len(problems) - FIRST} more"]
         what_to_do = f"; {remedy}" if remedy else ""
-        raise CheckpointError(
-            f"{source} does not fit its model ({len(problems)} keys): {'; '.join(problems)}{what_to_do}"
-        )
+        raise CheckpointError(f"{source} does not fit its model ({len(problems)} keys): {'; '.join(shown)}{what_to_do}")
 
 
 def read_config(directory: str | Path) -> ModelConfig:

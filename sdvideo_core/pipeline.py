@@ -25,6 +25,7 @@ from .layouts import PARTS, find_layout, names_of
 from .lcm import LCM, guidance_embedding, misuses
 from .lora_files import LoRAReport
 from .lora_weights import LoRAWeights
+from .playback import Progress, shown_by
 from .sampler import Sampler, draw_noise
 from .samplers import SAMPLERS, find_sampler
 from .schedule import NoiseSchedule
@@ -73,7 +74,8 @@ class SDVideo:
     model_path: a ModelScope directory, a folder of diffusers, or a file of a UNet's weights (docs/formats.md). dtype:
     precision of the weights, float32, float16 or bfloat16. amp: with float32 weights, run the networks in mixed
     precision (float16 on CUDA, bfloat16 on a CPU that computes in it); half-precision weights already run in their
-    own. vae, text_encoder: another model, or a file, to take these from; needed where the model comes without.
+    own. vae, text_encoder: another model, or a file, to take these from; needed where the model comes without. bar:
+    show progress bars.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class SDVideo:
         amp: bool = True,
         vae: str | Path | None = None,
         text_encoder: str | Path | None = None,
+        bar: bool = False,
     ):
         if dtype not in FLOAT_TYPES:
             raise ValueError(f"dtype={dtype}; expected one of {', '.join(map(str, FLOAT_TYPES))}")
@@ -93,10 +96,10 @@ class SDVideo:
         places = {"unet": layout} | {part: find_layout(path) if path else layout for part, path in named.items()}
         for part in PARTS:
             places[part].part(part)  # before gigabytes are read
-        self.unet = load_unet(layout, dtype, device)
+        self.unet = load_unet(layout, dtype, device, _loading("UNet", bar))
         self.family = family_of(names_of(layout), self.unet.config)  # of the known models; None where nothing tells it
-        self.vae = load_vae(places["vae"], dtype, device)
-        self.text_encoder = load_text_encoder(places["text encoder"], dtype, device)
+        self.vae = load_vae(places["vae"], dtype, device, _loading("autoencoder", bar))
+        self.text_encoder = load_text_encoder(places["text encoder"], dtype, device, _loading("text encoder", bar))
         self.config = layout.config or ModelConfig(unet=self.unet.config)
         check_parts(self.unet.config, self.vae.config, self.text_encoder.config, model_path)
         self.schedule = NoiseSchedule()
@@ -284,9 +287,13 @@ def _why_not_xformers(device: torch.device, dtype: torch.dtype) -> str | None:
         xformers_attention(probe, probe, probe, heads=1)
     except ImportError as error:
         return f"it is not installed for this torch ({error})"
-    except (NotImplementedError, RuntimeError, ValueError) as error:
+    except (NotImplementedError, RuntimeError, ValueError, OSError, AttributeError) as error:
         return f"it has no kernel for {dtype} on {device.type} ({str(error).splitlines()[0]})"
     return None
+
+
+def _loading(part: str, shown: bool) -> Progress | None:
+    return shown_by(tqdm(desc=f"Loading the {part}", unit="B", unit_scale=True)) if shown else None
 
 
 def _progress(what: str, total: int, unit: str, shown: bool) -> tqdm:

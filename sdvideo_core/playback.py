@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from tqdm import tqdm
+
 from .arguments import NUMBER, WHOLE
 
 PALETTES = ("clip", "frame")
@@ -56,6 +58,18 @@ Progress = Callable[[int, int], None]  # (frames done, of how many), after each;
 
 def no_progress(_done: int, _total: int) -> None:
     """For those who need not know."""
+
+
+def shown_by(bar: tqdm) -> Progress:
+    """Progress that moves a bar, and closes it when all is done."""
+
+    def report(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return report
 
 
 def check_ending(path: str | os.PathLike[str], ending: str) -> None:

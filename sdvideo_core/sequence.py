@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -34,19 +34,20 @@ def load_sequence(
     offset: int = 0,
     stride: int = 1,
     image_size: tuple[int, int] | None = (256, 256),
+    progress: Callable[[], object] | None = None,
 ) -> list[Image.Image]:
     """Read RGB frames from a folder of pictures, a GIF, WebP or animated PNG, or a video file.
 
     Takes `frames` frames (None: all), every `stride`-th from `offset` on. A folder is read in natural order,
     frame2 before frame10, without hidden files. Each frame is scaled to cover `image_size` (width, height)
-    and its centre cropped; None keeps the size.
+    and its centre cropped; None keeps the size. `progress` is called after each frame.
 
     Raises FileNotFoundError for a missing path or a folder without pictures, OSError naming a file that
     cannot be read, ValueError for too few frames, frames of different sizes, an unknown extension or
     arguments out of range, TypeError for arguments of another kind.
     """
     SIZE.or_none().check("image_size", image_size)
-    return to_one_size(read_frames(Path(path), frames, offset, stride), image_size)
+    return to_one_size(read_frames(Path(path), frames, offset, stride), image_size, progress)
 
 
 def read_frames(
@@ -204,7 +205,11 @@ def _quarter_turns(path: Path) -> int:
         return round(first.rotation / 90) % 4
 
 
-def to_one_size(sequence: Iterable[tuple[str, Image.Image]], image_size: tuple[int, int] | None) -> list[Image.Image]:
+def to_one_size(
+    sequence: Iterable[tuple[str, Image.Image]],
+    image_size: tuple[int, int] | None,
+    progress: Callable[[], object] | None = None,
+) -> list[Image.Image]:
     """The pictures of named ones, resized if so wanted. ValueError where one is of another size than the first."""
     images: list[Image.Image] = []
     first_name, first_size = "", (0, 0)
@@ -217,6 +222,8 @@ def to_one_size(sequence: Iterable[tuple[str, Image.Image]], image_size: tuple[i
                 "all frames of a clip must have one size, resize or remove the odd ones"
             )
         images.append(image if image_size is None else resize_image(image, image_size))
+        if progress:
+            progress()
     return images
 
 

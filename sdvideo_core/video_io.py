@@ -29,7 +29,7 @@ from .sequence import (
     sequence_files,
     timed_frames,
 )
-from .whole_file import whole_file, whole_folder
+from .whole_file import check_place, whole_file, whole_folder
 
 __all__ = [
     "ANIMATION_EXTENSIONS",
@@ -167,6 +167,7 @@ def check_output(path: StrPath, fps: float = 8) -> None:
         check_fps(fps, FORMATS[extension])
     else:
         _check_empty(Path(path).absolute())
+    check_place(path)
 
 
 def _output_extension(path: StrPath) -> str:

@@ -32,6 +32,9 @@ LATENT_CHANNELS = 4  # of every autoencoder that shares ModelScope's latents
 
 PUBLISHED_INNER, PUBLISHED_HEAD_DIM = 512, 64  # of the first temporal transformer of every published model
 
+# Widths of the OpenCLIP text towers whose heads are not 64 wide.
+OTHER_HEADS = {1152: "SigLIP's SO400M", 1536: "SigLIP 2's gopt"}
+
 # Every block of an OpenCLIP text tower holds these, in shapes of so many times its width.
 TEXT_BLOCK = {
     **{f"{norm}.{kind}": (1,) for norm in ("ln_1", "ln_2") for kind in ("weight", "bias")},
@@ -146,10 +149,15 @@ def text_weights(tensors: StateDict, source: Path) -> StateDict:
 
 
 def text_config(weights: StateDict, source: Path) -> TextConfig:
-    """The shape of a text tower, read off its tensors; heads are 64 wide as in every OpenCLIP model."""
+    """The shape of a text tower, read off its tensors; its heads are 64 wide, which no tensor tells."""
     with _reading_shapes(source):
         vocab_size, width = weights["token_embedding.weight"].shape
         context_length = weights["positional_embedding"].shape[0]
+    if width in OTHER_HEADS:
+        raise CheckpointError(
+            f"{source} is a text tower {width} wide, as {OTHER_HEADS[width]} is, with heads of another width than 64; "
+            "expected a CLIP tower, 1024 wide for the models of this family"
+        )
     layers = count(weights, "transformer.resblocks.")
     blocks = [f"transformer.resblocks.{layer}.{key}" for layer in range(layers) for key in TEXT_BLOCK]
     refuse(source, [f"{key} is missing" for key in (*blocks, "ln_final.weight", "ln_final.bias") if key not in weights])

@@ -51,6 +51,17 @@ def whole_folder(path: Path, exclusive: bool = False) -> Iterator[Path]:
             temporary.unlink()
 
 
+class _Tried(Exception):
+    """Ends a trial, so that nothing is kept."""
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Raises what the two above would, before there is anything to write; makes the folders that are on the way."""
+    with suppress(_Tried), whole_folder(Path(path).absolute()) as temporary:
+        temporary.touch()
+        raise _Tried
+
+
 def _move_to_new(source: Path, target: Path) -> None:
     """Renames, and replaces nothing but an empty folder."""
     if not source.is_dir():

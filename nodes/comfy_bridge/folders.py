@@ -186,7 +186,11 @@ def clips_folder(name: str) -> Path:
 def output_file(prefix: str, suffix: str, width: int, height: int) -> tuple[Path, str]:
     """The next numbered file for a prefix inside the output folder, and its subfolder."""
     directory = folder_paths.get_output_directory()
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, directory, width, height)
+    try:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, directory, width, height)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"cannot write {prefix} in {directory}: {reason}; change filename_prefix or mend that") from error
     return Path(folder) / f"{name}_{counter:05}_{suffix}", subfolder
 
 

@@ -8,6 +8,7 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
+from sdvideo_core.checkpoint import CheckpointError, load_text_encoder
 from sdvideo_core.config import TextConfig
 from sdvideo_core.text_encoder import TextEncoder
 from tests.numerics import relative_error
@@ -81,6 +82,28 @@ def test_output(encoders, prompts):
     output = encoder(prompts)
     assert output.shape == (len(prompts), encoder.config.context_length, encoder.config.width)
     assert relative_error(output, penultimate(reference, prompts)) <= 1e-5
+
+
+@pytest.mark.parametrize(("width", "heads"), [(128, 2), (256, 4), (512, 8)])
+@torch.no_grad()
+def test_a_file_of_open_clips_tells_the_shape_of_its_tower(tmp_path, width, heads):
+    config = TextConfig(width=width, layers=2, heads=heads)
+    _, reference = pair(config)
+    torch.save(reference.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    encoder = load_text_encoder(tmp_path / "open_clip_pytorch_model.bin")
+    assert encoder.config == config
+    assert relative_error(encoder(TOGETHER), penultimate(reference, TOGETHER)) <= 1e-5
+
+
+@pytest.mark.parametrize(("width", "name"), [(1152, "SO400M"), (1536, "gopt")])
+def test_a_tower_whose_heads_are_of_another_width_is_refused(tmp_path, width, name):
+    config = TextConfig(width=width, layers=1, heads=16, vocab_size=8)
+    torch.save(open_clip_model(config).state_dict(), tmp_path / "tower.bin")
+    message = (
+        rf"tower.bin is a text tower {width} wide, as SigLIP.*{name} is, with heads of another width"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        load_text_encoder(tmp_path / "tower.bin")
 
 
 @torch.no_grad()

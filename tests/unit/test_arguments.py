@@ -1,6 +1,7 @@
 """Arguments: what is given in place of another kind of value is told in one line, before any work."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,3 +158,12 @@ def test_saving_tells_it(tmp_path, save, name):
     assert message(lambda: SaveOptions(loop=0.5)) == f"loop is 0.5, {WHOLE}"
     assert message(lambda: save_pngs("a.gif", tmp_path / "folder")) == f"video is 'a.gif', {tensor}"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_defaults_are_the_published_ones():
+    made = {name: p.default for name, p in inspect.signature(SDVideo).parameters.items()}
+    call = {name: p.default for name, p in inspect.signature(SDVideo.__call__).parameters.items()}
+    assert (made["device"], made["dtype"], made["amp"]) == ("cpu", torch.float32, True)
+    expected = {"text_neg": "", "guidance_scale": 9.0, "timesteps": 50, "image_size": (256, 256), "num_frames": None}
+    expected |= {"initial_frames": None, "t_start": None, "eta": 0.0, "seed": None, "bar": False}
+    assert list(call.items())[2:12] == list(expected.items())

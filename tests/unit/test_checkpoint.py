@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sdvideo_core.checkpoint import load_text_encoder, load_unet, load_vae, read_config, read_state_dict
+from sdvideo_core.checkpoint import assemble, load_text_encoder, load_unet, load_vae, read_config, read_state_dict
 from sdvideo_core.config import ModelConfig, UNetConfig
 from sdvideo_core.demo.untrained import DEMO_TEXT, DEMO_UNET, DEMO_VAE
 
@@ -253,6 +253,22 @@ def test_weights_in_their_own_precision_are_the_mapped_file(model_dir, name, suf
 def memory(field: str) -> int:
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
     return int(line.split()[1]) * 1024
+
+
+@needs_proc
+def test_half_precision_holds_no_second_whole_copy(tmp_path):
+    def make():
+        return nn.Sequential(*(nn.Linear(2048, 2048, bias=False) for _ in range(6)))
+
+    path, done = tmp_path / "model.pth", []
+    torch.save(make().state_dict(), path)
+    weights = read_state_dict(path)
+    size = sum(weight.nbytes for weight in weights.values())
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = memory("VmRSS")
+    assemble(make, weights, torch.float16, "cpu", path, lambda *report: done.append(report))
+    assert memory("VmHWM") - before < 1.75 * size  # the mapped file, and half of it
+    assert done == [(size * part // 6, size) for part in range(1, 7)]
 
 
 @needs_proc

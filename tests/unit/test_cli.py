@@ -47,7 +47,7 @@ def fail(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         out, err = capsys.readouterr()
         *before, message = err.removesuffix("\n").split("\n")
         assert out == ""
-        assert all(line.startswith("Loading ") for line in before)
+        assert all(line.lstrip("\r").startswith("Loading ") for line in before)
         assert message.startswith("sdvideo: ")
         return message.removeprefix("sdvideo: ")
 
@@ -297,6 +297,23 @@ def test_size_that_is_none(size, capsys):
     assert f"argument --size: '{size}' is not WIDTHxHEIGHT, such as 256x256" in capsys.readouterr().err
 
 
+def test_a_long_step_shows_a_bar(demo_model_dir, tmp_path, capsys):
+    clip = tmp_path / "clip.gif"
+    assert main(["txt2vid", str(demo_model_dir), "a red circle", *SMALL, "-o", str(clip)]) == 0
+    making = ["Loading the UNet", "Loading the autoencoder", "Loading the text encoder", "Sampling", "Decoding"]
+    assert finished(capsys) == [*making, "Writing"]
+    edit = ["--input", str(clip), "--steps", "2", "--device", "cpu", "-o", str(tmp_path / "edit.gif")]
+    assert main(["vid2vid", str(demo_model_dir), "a red circle", *edit]) == 0
+    told = capsys.readouterr().err
+    assert "Reading: 3frame" in told
+    assert "Encoding: 100%" in told
+
+
+def finished(capsys) -> list[str]:
+    """The bars that reached their end, in order."""
+    return re.findall(r"\r([\w ]+): 100%.*\n", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -308,6 +325,6 @@ def test_output_that_cannot_be_written(demo_model_dir, tmp_path, capsys, name, m
     (tmp_path / "file").write_text("")
     output = str(tmp_path / name)
     assert main(["txt2vid", str(demo_model_dir), "a red circle", *SMALL, "-o", output]) == 1
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"sdvideo: {message.format(output)}")
+    [told] = capsys.readouterr().err.splitlines()  # before a model is loaded
+    assert told.startswith(f"sdvideo: {message.format(output)}")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

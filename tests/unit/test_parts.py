@@ -12,7 +12,7 @@ import torch
 from open_clip.transformer import TextTransformer
 
 from sdvideo_core import SDVideo
-from sdvideo_core.attention import xformers_attention
+from sdvideo_core.attention import sdpa, xformers_attention
 from sdvideo_core.checkpoint import load_text_encoder, load_unet, use_channels_last
 from sdvideo_core.cli import main
 from sdvideo_core.configuration import CONFIG_NAME, CheckpointError, read_config
@@ -71,6 +71,17 @@ def test_numbers_written_as_text_in_the_configuration(model_dir):
     assert read_config(model_dir).unet.dim_mult == (1, 2)
 
 
+def test_of_a_configuration_of_another_model_the_first_wrong_keys_are_named(model_dir):
+    edit_configuration(model_dir, "model_cfg", unet_dim=64)
+    with pytest.raises(CheckpointError) as caught:
+        load_unet(model_dir)
+    told = str(caught.value)
+    assert len(told) < 2000
+    assert "expected (256, 64)" in told
+    wrong, more = (int(re.search(pattern, told)[1]) for pattern in (r"\((\d+) keys\)", r"; (\d+) more$"))
+    assert wrong == more + 8 > 100
+
+
 @pytest.mark.parametrize(
     ("output", "fps", "message"),
     [
@@ -118,3 +129,27 @@ def test_xformers_is_used_where_it_runs(demo_model_dir, monkeypatch):
     calls.clear()
     torch.testing.assert_close(model("a red circle", **settings), plain, rtol=1e-4, atol=1e-4)
     assert len(calls) > 10
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (NotImplementedError("No operator found\nfor these inputs"), "No operator found"),
+        (OSError("libcudart.so: not found"), "libcudart.so: not found"),
+        (AttributeError("no such op"), "no such op"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_xformers_that_cannot_run_is_said_and_torchs_attention_used(demo_model, monkeypatch, error, reason):
+    def memory_efficient_attention(*_):
+        raise error
+
+    ops = ModuleType("xformers.ops")
+    ops.memory_efficient_attention = memory_efficient_attention
+    monkeypatch.setitem(sys.modules, "xformers", ModuleType("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    with pytest.warns(UserWarning) as caught:
+        demo_model.enable_xformers()
+    [told] = (str(warning.message) for warning in caught)
+    assert told.startswith(f"xformers is not used: it has no kernel for torch.float32 on cpu ({reason});")
+    assert demo_model.unet.attention is sdpa

@@ -1,6 +1,7 @@
 """UNetSD: its keys, layouts, conditioning and independence of videos."""
 
 import itertools
+from hashlib import sha256
 from types import SimpleNamespace
 
 import pytest
@@ -91,6 +92,13 @@ def test_full_size_has_the_published_shapes(full_size, key, shape):
 
 
 # Loading and saving
+
+
+def test_full_size_has_every_published_key_and_shape(full_size):
+    """The digest is of the names and shapes of ModelScope's own UNetSD, built with its configuration.json."""
+    lines = sorted(f"{key} {'x'.join(map(str, weight.shape))}" for key, weight in full_size.items())
+    digest = sha256("\n".join(lines).encode()).hexdigest()
+    assert digest == "2fc535177373c9286b4b6d602735e90aefb4d63cc8ab96653f063f614370d99c"
 
 
 @pytest.mark.parametrize("assign", [False, True])
