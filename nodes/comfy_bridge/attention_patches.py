@@ -10,7 +10,7 @@ import comfy.ldm.modules.attention
 import torch
 from torch import Tensor
 
-from ...sdvideo_core.attention import Attention, TransformerBlock
+from ...sdvideo_core.attention import SHORT, Attention, TransformerBlock
 from ...sdvideo_core.blocks import Conditioning, SpatialTransformer
 
 # Fields of transformer_options, which patches do not see, and what they hold for attention.
@@ -28,7 +28,15 @@ class ComfyAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         attention = comfy.ldm.modules.attention.optimized_attention
-        return attention(q, k, v, heads, attn_precision=PRECISION, transformer_options=self.options)
+        return attention(
+            q,
+            k,
+            v,
+            heads,
+            attn_precision=PRECISION,
+            transformer_options=self.options,
+            low_precision_attention=q.shape[1] > SHORT,  # 8 bits of a few frames lose much and gain nothing
+        )
 
     @property
     def is_patched(self) -> bool:

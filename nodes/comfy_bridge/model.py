@@ -74,6 +74,10 @@ class ComfyUNet(UNetSD):
         super().__init__(config, operations, dtype=dtype, device=device)
         self.dtype = dtype
 
+    def to(self, *args: Any, memory_format: Any = None, **named: Any) -> ComfyUNet:
+        """Leaves out what --force-channels-last asks for, which torch refuses for weights of five axes."""
+        return super().to(*args, **named)
+
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - ComfyUI's call
         self,
         x: Tensor,

@@ -32,6 +32,7 @@ def find_in_comfy(roots, shipped):
 
     results = {name: find(root, shipped) for name, root in roots.items()}
     results["stripped"] = find(roots["some"], f"{shipped}/missing")
+    results["bare"] = find(roots["none"], f"{shipped}/missing")
     find(roots["none"], shipped)
     model, _, vae = calls.load("demo")
     return {**results, "loaded": [type(model.model).__name__, vae.first_stage_model is not None]}
@@ -69,6 +70,11 @@ def test_a_users_own_folder_of_that_name_wins(found):
 def test_without_it_the_list_lacks_it(found):
     assert found["stripped"]["listed"] == ["family/animov", "zeroscope"]
     assert "model 'demo' is not in" in found["stripped"]["demo"]
+
+
+def test_the_list_is_empty_where_there_is_no_model_at_all(found):
+    assert found["bare"]["listed"] == found["bare"]["offered"] == []
+    assert "; found none. Put its folder, or its file, there." in found["bare"]["demo"]
 
 
 def test_an_unknown_name_is_refused_with_what_there_is(found):

@@ -76,6 +76,13 @@ def linked(graph, node, **value):
     return {**change(graph, node, **{name: ["switch", 0]}), "switch": switch}
 
 
+def linked_number(graph, node, **value):
+    """The same for a whole number."""
+    ((name, number),) = value.items()
+    primitive = {"class_type": "PrimitiveInt", "inputs": {"value": number}}
+    return {**change(graph, node, **{name: ["number", 0]}), "number": primitive}
+
+
 def frames_from(source, **inputs):
     return change(FRAMES, "frames", source=source, **inputs)
 
@@ -171,6 +178,7 @@ def bad_files(server, comfy_demo, example_frames):
     pictures, models = server.base / "input", comfy_demo.parent
     (save_pictures(pictures / "unreadable", [(64, 64)] * 3) / "1.png").write_bytes(b"not a picture")
     save_pictures(pictures / "mixed", [(64, 64), (64, 64), (64, 80)])
+    (server.base / "output" / "blocked").touch()
     nan = torch.full((4, 4, 8, 8), float("nan"))
     save_file({"latent_tensor": nan, "latent_format_version_0": torch.zeros(0)}, pictures / "nan.latent")
     for name in ("no_vae", "no_unet", "animatediff"):
@@ -219,6 +227,14 @@ BAD_INPUTS = {
     "width that is no multiple of 8": (
         change(GRAPH, "latent", width=65),
         r"\(node latent\) failed: ValueError: width 65 is not usable: .*multiple of 8; try 64",
+    ),
+    "no frames at all": (
+        linked_number(GRAPH, "latent", num_frames=0),
+        r"\(node latent\) failed: ValueError: num_frames=0; a video has at least 1 frame",
+    ),
+    "output below a file": (
+        change(FRAMES, "save", filename_prefix="blocked/clip"),
+        r"\(node save\) failed: OSError: cannot write blocked/clip in .*output: Not a directory; change filename",
     ),
     "frames without a VAE": (
         NO_VAE_GRAPH,

@@ -189,7 +189,8 @@ def test_weights_are_float32_on_a_cpu_whatever_the_file_holds(in_graph):
 
 def test_half_precision_weights_are_kept_and_computed_in_float32(comfy_job, comfy_demo, api_video):
     # ComfyUI's defaults for everything else: text encoder in float16, sub-quadratic attention.
-    result = call_in_comfy({**comfy_job, "flags": ("--cpu", "--fp16-unet")}, compute_with_half_weights)
+    flags = ("--cpu", "--fp16-unet", "--force-channels-last")  # the last changes nothing, and must not fail
+    result = call_in_comfy({**comfy_job, "flags": flags}, compute_with_half_weights)
     assert (result["unet"], result["text"]) == ("torch.float16", "torch.float16")
     assert result["model"] == ["torch.float16", "torch.float32"]
     assert (result["video"] - api_video("text, cfg 9, eta 0.5")).abs().max() <= 1e-3

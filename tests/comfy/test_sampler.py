@@ -13,7 +13,7 @@ def sample_in_comfy(lora_key, up, down):
     import nodes
     from tests.comfy import called_nodes as calls
 
-    model, clip, _vae = calls.load()
+    model, clip, vae = calls.load()
     pair, latent = calls.encode(clip), calls.empty(SIZE, SIZE, NUM_FRAMES)
     perfect = model.clone()
     perfect.set_model_unet_function_wrapper(lambda _apply, arguments: torch.ones_like(arguments["input"]))
@@ -25,10 +25,16 @@ def sample_in_comfy(lora_key, up, down):
         results[f"mask {strength}"] = calls.sample(perfect, pair, masked, steps=20, cfg=1.0)
         stock = nodes.common_ksampler(perfect, 0, 20, 1.0, "ddim", "ddim_uniform", *pair, masked)
         results[f"stock {strength}"] = stock[0]["samples"]
-    try:
-        calls.sample(model, pair, latent, denoise=0.5)
-    except ValueError as error:
-        results["error"] = str(error)
+    attempts = {
+        "error": lambda: calls.sample(model, pair, latent, denoise=0.5),
+        "no frames": lambda: calls.call("SDVideoLatentInit", SIZE, SIZE, 4, torch.zeros(0, SIZE, SIZE, 3), vae),
+        "no latents": lambda: calls.call("SDVideoVAEDecode", {"samples": torch.zeros(0, 4, 8, 8)}, vae),
+    }
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except ValueError as error:
+            results[name] = str(error)
     results["start"], results["little"] = start["samples"], calls.sample(model, pair, start, denoise=0.01)
     results["base"] = calls.sample(model, pair, latent)
     lora = {f"{lora_key}.lora_up.weight": up, f"{lora_key}.lora_down.weight": down}
@@ -79,6 +85,11 @@ def test_part_of_an_empty_latent_cannot_be_kept(results):
         "denoise=0.5 keeps part of the latent, but the latent is empty; "
         "set denoise to 1, or connect frames to start from"
     )
+
+
+def test_a_video_without_a_frame_is_refused(results):
+    assert results["no frames"] == "frames holds no picture; a video has at least 1 frame"
+    assert results["no latents"] == "the latents hold no frame; a video has at least 1"
 
 
 def test_a_little_denoising_runs_a_step(results):

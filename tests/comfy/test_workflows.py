@@ -61,6 +61,13 @@ def test_every_workflow_file_is_a_template(server):
     assert served == read("txt2vid")
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if "stock" in name])
+def test_graphs_of_stock_nodes_have_nothing_but_loaders_of_ours(name):
+    ours = {node["type"] for node in read(name)["nodes"] if node["type"].startswith("SDVideo")}
+    loaders = {"SDVideoModelScopeLoader"} | ({"SDVideoLoadFrameSequence"} if "vid2vid" in name else set())
+    assert ours == loaders
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_template_has_a_small_picture_where_the_browser_looks_for_it(server, name):
     data = server.get(f"/api/workflow_templates/sdvideo/{name}.jpg")

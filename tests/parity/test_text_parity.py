@@ -99,9 +99,7 @@ def test_a_file_of_open_clips_tells_the_shape_of_its_tower(tmp_path, width, head
 def test_a_tower_whose_heads_are_of_another_width_is_refused(tmp_path, width, name):
     config = TextConfig(width=width, layers=1, heads=16, vocab_size=8)
     torch.save(open_clip_model(config).state_dict(), tmp_path / "tower.bin")
-    message = (
-        rf"tower.bin is a text tower {width} wide, as SigLIP.*{name} is, with heads of another width"
-    )
+    message = rf"tower.bin is a text tower {width} wide, as SigLIP.*{name} is, with heads of another width"
     with pytest.raises(CheckpointError, match=message):
         load_text_encoder(tmp_path / "tower.bin")
 
