@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from sdvideo_core.checkpoint import use_channels_last
 from sdvideo_core.config import UNetConfig
 from sdvideo_core.unet import UNetSD
 
@@ -40,31 +41,34 @@ def live_preview() -> ModuleType:
     return importlib.import_module(f"{PACK.name}.nodes.comfy_bridge.live_preview")
 
 
-def timed(call: Callable[[], Any], device: str) -> float:
+def timed(call: Callable[[], Any], device: torch.device) -> float:
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
     start = time.perf_counter()
     call()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    wait()
     return time.perf_counter() - start
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    live, dtype = live_preview(), getattr(torch, args.dtype)
-    unet = UNetSD(UNetConfig(), dtype=dtype, device=args.device).eval()
-    projected = unet.project_context(torch.randn(1, 77, unet.config.context_dim, dtype=dtype, device=args.device))
-    timesteps = torch.tensor([981], device=args.device)
+    live, dtype, device = live_preview(), getattr(torch, args.dtype), torch.device(args.device)
+    unet = UNetSD(UNetConfig(), dtype=dtype, device=device).eval()
+    if device.type == "cuda":
+        use_channels_last(unet)  # as `load_unet` does
+    projected = unet.project_context(torch.randn(1, 77, unet.config.context_dim, dtype=dtype, device=device))
+    timesteps = torch.tensor([981], device=device)
     found = []
     for num_frames, height, width in SHAPES:
-        x = torch.randn(1, 4, num_frames, height, width, dtype=dtype, device=args.device)
+        x = torch.randn(1, 4, num_frames, height, width, dtype=dtype, device=device)
         latents, colours = x[0].transpose(0, 1).float(), live.SD15()
         unet(x, timesteps, projected)  # warms up
-        forwards = [timed(lambda x=x: unet(x, timesteps, projected), args.device) for _ in range(args.rounds)]
-        previews = [timed(lambda x=latents, c=colours: live._clip(x, c), args.device) for _ in range(ROUNDS)]
+        forwards = [timed(lambda x=x: unet(x, timesteps, projected), device) for _ in range(args.rounds)]
+        previews = [timed(lambda x=latents, c=colours: live._clip(x, c), device) for _ in range(ROUNDS)]
         step, preview = 2 * statistics.median(forwards), statistics.median(previews)
         found.append(
             {
                 "latents": [num_frames, 4, height, width],
-                "seconds_per_step": round(step, 4),
+                "seconds_per_step": round(step, 5),
                 "seconds_per_preview": round(preview, 5),
                 "preview_percent_of_step": round(100 * preview / step, 3),
             }
@@ -82,7 +86,7 @@ def main() -> None:
         found = measure(args)
     result = {
         "what": "a live preview beside a step (two forwards) of the full-size UNet",
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name() if args.device != "cpu" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "dtype": args.dtype,
         "torch": torch.__version__,

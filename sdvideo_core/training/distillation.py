@@ -65,22 +65,21 @@ class ConsistencyLoss:
     def __call__(self, student: EpsNetwork, teacher: Teacher, latents: Tensor, generator: torch.Generator) -> Tensor:
         """Loss of one batch of clean latents (B, 4, F, h, w); all randomness comes from the generator."""
         timesteps, x = self.add_noise(latents.float(), generator)
-        f = self._consistency(x, student(x, timesteps), timesteps)
+        f = self._consistency(x, student(x, timesteps.to(x.device)), timesteps)
         with torch.no_grad():
             closer = (timesteps - self._stride).clamp(min=0)
             x_closer = self._teacher_step(teacher, x, timesteps, closer)
-            target = self._consistency(x_closer, student(x_closer, closer), closer)
+            target = self._consistency(x_closer, student(x_closer, closer.to(x.device)), closer)
         return (((f - target) ** 2 + HUBER**2).sqrt() - HUBER).mean()
 
     def add_noise(self, latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Timesteps (B,) of the path, one from each of B equal parts of it, and x there."""
+        """Timesteps (B,) of the path, on the CPU, one from each of B equal parts of it, and x there."""
         points = spread(len(latents), self.settings.num_timesteps, generator)  # 0..num_timesteps - 1
         timesteps = (points + 1) * self._stride - 1
         signal = signal_left(len(latents), self.start_noise, generator)
         signal = torch.where(timesteps >= START_FROM * self.schedule.num_timesteps, signal, torch.ones_like(signal))
         noise = draw_noise(latents.shape, generator).to(latents.device)
-        timesteps = timesteps.to(latents.device)
-        a, s = self._signal_and_noise(timesteps)
+        a, s = self._signal_and_noise(timesteps, latents)
         return timesteps, a * per_sample(signal, latents) * latents + s * noise
 
     @property
@@ -89,17 +88,16 @@ class ConsistencyLoss:
 
     def _teacher_step(self, teacher: Teacher, x: Tensor, timesteps: Tensor, closer: Tensor) -> Tensor:
         """One step of DDIM with guidance along the path."""
-        eps, eps_neg = teacher(x, timesteps)
+        eps, eps_neg = teacher(x, timesteps.to(x.device))
         eps = eps_neg + self.settings.guidance_scale * (eps - eps_neg)
-        (a, s), (a_closer, s_closer) = self._signal_and_noise(timesteps), self._signal_and_noise(closer)
+        (a, s), (a_closer, s_closer) = self._signal_and_noise(timesteps, x), self._signal_and_noise(closer, x)
         return a_closer * (x - s * eps) / a + s_closer * eps
 
     def _consistency(self, x: Tensor, eps: Tensor, timesteps: Tensor) -> Tensor:
-        a, s = self._signal_and_noise(timesteps)
+        a, s = self._signal_and_noise(timesteps, x)
         return consistency(x, (x - s * eps) / a, per_sample(timesteps, x), self.settings.timestep_scaling)
 
-    def _signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Factors (B, 1, 1, 1, 1) of the video and of the noise in x."""
-        alphas = self.schedule.alphas_cumprod[timesteps.cpu()]
-        like = timesteps.new_empty(0)
-        return per_sample(alphas.sqrt(), like), per_sample((1 - alphas).sqrt(), like)
+    def _signal_and_noise(self, timesteps: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors (B, 1, 1, 1, 1) of the video and of the noise in x, where x is."""
+        alphas = self.schedule.alphas_cumprod[timesteps]
+        return per_sample(alphas.sqrt(), x), per_sample((1 - alphas).sqrt(), x)

@@ -122,7 +122,21 @@ def test_the_autoencoder_s_attention_gets_tokens_that_lie_together_on_a_gpu(on_g
     assert strides == [1] * 6
 
 
-def test_losses_are_where_the_network_is(on_gpu):
+class Readbacks(TorchDispatchMode):
+    """Shapes of what is copied off the GPU, which waits for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        to_cpu = str((kwargs or {}).get("device")) == "cpu"
+        if function is torch.ops.aten._to_copy.default and to_cpu and args[0].device == GPU:
+            self.shapes.append(tuple(args[0].shape))
+        return function(*args, **(kwargs or {}))
+
+
+def test_losses_are_where_the_network_is_and_never_wait_for_it(on_gpu):
     network = Network(on_gpu.unet, lora_rank=2)
     network.begin()
     latents = torch.zeros(2, 4, 3, 4, 4, device=GPU)
@@ -134,8 +148,11 @@ def test_losses_are_where_the_network_is(on_gpu):
 
     plain = DiffusionLoss(on_gpu.schedule, noise_offset=0.1, min_snr_gamma=5, start_noise=0.2)
     distilled = ConsistencyLoss(on_gpu.schedule, Distillation(), start_noise=0.2)
-    losses = [plain(eps, latents, generator), distilled(eps, lambda x, t: (eps(x, t), eps(x, t)), latents, generator)]
+    with Readbacks() as readbacks:
+        losses = [plain(eps, latents, generator)]
+        losses += [distilled(eps, lambda x, t: (eps(x, t), eps(x, t)), latents, generator)]
     assert {loss.device for loss in losses} == {GPU}
+    assert readbacks.shapes == []
 
 
 def test_the_fingerprint_asks_no_device_for_float64(monkeypatch):
