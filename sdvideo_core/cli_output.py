@@ -45,8 +45,8 @@ def save(video: Tensor, args: argparse.Namespace, seed: int) -> None:
     from .video_io import save_video
 
     options = settings(args)
-    with tqdm(desc="Writing", unit="frame") as bar:
-        save_video(video, args.output, args.fps, options=options, progress=shown_by(bar))
     _, _, num_frames, height, width = video.shape
     frames = len(options.play_order(num_frames))
+    with tqdm(total=frames, desc="Writing", unit="frame") as bar:
+        save_video(video, args.output, args.fps, options=options, progress=shown_by(bar))
     sys.stderr.write(f"Wrote {args.output}: {frames} frames of {width}x{height}, seed {seed}\n")

@@ -293,7 +293,8 @@ def _why_not_xformers(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _loading(part: str, shown: bool) -> Progress | None:
-    return shown_by(tqdm(desc=f"Loading the {part}", unit="B", unit_scale=True)) if shown else None
+    # With a delay it waits to be told how much there is.
+    return shown_by(tqdm(desc=f"Loading the {part}", unit="B", unit_scale=True, delay=1e-6)) if shown else None
 
 
 def _progress(what: str, total: int, unit: str, shown: bool) -> tqdm:

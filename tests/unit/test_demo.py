@@ -1,5 +1,9 @@
 """Demo model: what ships, and that it draws what it is asked for."""
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +22,7 @@ from sdvideo_core.lora import LoRA
 from sdvideo_core.lora_files import read_lora
 from sdvideo_core.training import SDVideoTrainer
 
+ROOT = Path(__file__).parents[2]
 OPTIONS = {"image_size": (SIZE, SIZE), "timesteps": 20, "guidance_scale": 2.0, "seed": 0}
 
 
@@ -69,6 +74,12 @@ def test_the_first_command_shows_what_it_says(tmp_path, capsys):
     seen = read_scene(frames)
     assert (seen.color, seen.shape, seen.motion) == ("red", "circle", "left")
     assert "demo.gif" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+def test_make_demo_calls_it():
+    done = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == '.venv/bin/sdvideo demo "a red circle moving left" --output demo.gif'
 
 
 def test_the_few_step_lora_is_small_and_says_how_it_is_sampled():
