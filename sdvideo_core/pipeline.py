@@ -30,6 +30,10 @@ from .sampler import Sampler, draw_noise
 from .samplers import SAMPLERS, find_sampler
 from .schedule import NoiseSchedule
 
+# Latent pixels of a video up to which both prompts run together, those of 24 frames of 576x320: the prompts of a larger
+# one run one after the other, in half the memory.
+BATCHED = 24 * 72 * 40
+
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 TEXT = Kind(lambda value: isinstance(value, str), "one prompt (str); call the model once for each of several")
@@ -192,7 +196,8 @@ class SDVideo:
             latents = self._noised(initial_frames[:num_frames], first, first_t, bar)
         with self._precision(), _progress("Sampling", t_start or timesteps, "step", bar) as done:
             context, context_neg = self.text_encoder([text, text_neg]).chunk(2)
-            eps_model = guided_eps(self.unet, context, context_neg, scale, wrappers=wrappers, guidance_emb=embedded)
+            batched = latents[0, 0].numel() <= BATCHED
+            eps_model = guided_eps(self.unet, context, context_neg, scale, batched, wrappers, embedded)
             latents = method.sample(
                 eps_model, latents, self.schedule, timesteps, t_start, fresh, lambda *_: done.update()
             )

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdvideo_core import SDVideo, cli_defaults, cli_sampling, demo_model, save_pngs
+from sdvideo_core import SDVideo, cli_defaults, cli_sampling, demo_model, pipeline, save_pngs
 from sdvideo_core.cli import build_parser, main
 from sdvideo_core.demo.reading import read_scene
 from sdvideo_core.frames import video_to_images
@@ -107,6 +107,18 @@ def test_lcm_with_settings_of_other_samplers_warns_in_one_line(sample, monkeypat
 
 def test_settings_that_suit_few_step_models_do_not_warn(sample):
     sample(sampler="lcm", timesteps=8, guidance_scale=1)
+
+
+def test_the_prompts_of_a_large_video_run_one_after_the_other(sample, demo_model, monkeypatch):
+    batches, together = [], sample()
+    hook = demo_model.unet.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    pixels = 3 * 4 * 4  # of the latents
+    for limit in (pixels, pixels - 1):
+        monkeypatch.setattr(pipeline, "BATCHED", limit)
+        torch.testing.assert_close(sample(), together, rtol=0, atol=1e-5)
+    hook.remove()
+    steps = len(batches) // 3
+    assert batches == [2] * steps + [1] * 2 * steps
 
 
 class Halving:
