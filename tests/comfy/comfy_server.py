@@ -82,7 +82,9 @@ def make_base_directory(base: Path) -> Path:
 
 
 @contextlib.contextmanager
-def start_comfyui(comfyui: Path, base: Path, *flags: str, patience: float = 180) -> Iterator["ComfyServer"]:
+def start_comfyui(
+    comfyui: Path, base: Path, *flags: str, common: tuple[str, ...] = FLAGS, patience: float = 180
+) -> Iterator["ComfyServer"]:
     """ComfyUI on a free port, ready to take graphs; its whole process group is gone afterwards."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -91,7 +93,7 @@ def start_comfyui(comfyui: Path, base: Path, *flags: str, patience: float = 180)
     log = base / f"comfyui-{port}.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, str(comfyui / "main.py"), *FLAGS, *address, *flags],
+            [sys.executable, str(comfyui / "main.py"), *common, *address, *flags],
             cwd=base,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **ENVIRONMENT},
             stdout=stream,
