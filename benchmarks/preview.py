@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,7 +43,7 @@ def live_preview() -> ModuleType:
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> float:
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
     call()
@@ -76,6 +77,10 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or device
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
@@ -86,7 +91,7 @@ def main() -> None:
         found = measure(args)
     result = {
         "what": "a live preview beside a step (two forwards) of the full-size UNet",
-        "device": torch.cuda.get_device_name() if args.device != "cpu" else platform.processor() or "cpu",
+        "device": device_name(args.device),
         "threads": torch.get_num_threads(),
         "dtype": args.dtype,
         "torch": torch.__version__,

@@ -11,6 +11,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import diffusers
@@ -51,7 +52,7 @@ def diffusers_twin(unet: UNetSD) -> nn.Module:
 
 
 def timed(call: Callable[[], Tensor], device: torch.device) -> float:
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
     call()
@@ -89,7 +90,7 @@ def report(args: argparse.Namespace, seconds: dict[str, list[float]], error: flo
     medians = {name: round(statistics.median(values), 6) for name, values in seconds.items()}
     return {
         "what": f"UNet forward, {args.size} size, 1 x {args.frames} frames at {args.pixels} px",
-        "device": torch.cuda.get_device_name() if args.device != "cpu" else platform.processor() or "cpu",
+        "device": device_name(args.device),
         "threads": torch.get_num_threads(),
         "dtype": args.dtype,
         "torch": torch.__version__,
@@ -100,6 +101,10 @@ def report(args: argparse.Namespace, seconds: dict[str, list[float]], error: flo
         "speedup_and_text": round(medians["diffusers"] / medians["sdvideo_and_text"], 3),
         "relative_difference": error,
     }
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or device
 
 
 def main() -> None:

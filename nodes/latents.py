@@ -66,7 +66,7 @@ class SDVideoLatentInit(io.ComfyNode):
             check_size(width, height)
             return io.NodeOutput({"samples": empty_latent(width, height, num_frames)})
         if not len(frames):
-            raise ValueError("frames holds no picture; a video has at least 1 frame")
+            raise ValueError("frames holds no picture; connect at least one")
         if vae is None:
             raise ValueError("frames are connected but no vae; connect the loader's VAE to encode them")
         check_size(frames.shape[2], frames.shape[1])

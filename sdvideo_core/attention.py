@@ -19,7 +19,7 @@ MAX_HEADS = 2**16 - 1
 SHORT = 256  # tokens
 
 # Elements of the widest activation at a time. On a CPU larger ones are returned to the system and cleared anew at every
-# layer; elsewhere they would be most of the memory that a long video needs (a gigabyte for every 2**29 in half).
+# layer; elsewhere, of which 2**28 are half a gigabyte in half, they are what a long video needs most memory for.
 CPU_PART, PART = 2**22, 2**28
 
 

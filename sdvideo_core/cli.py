@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .pipeline import SDVideo
 
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")  # torch raises a mere RuntimeError on a CPU
+HALF = "--dtype float16"
 EXAMPLES = """examples:
   sdvideo demo
   sdvideo info models/zeroscope_v2_576w
@@ -44,7 +45,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
-        sys.stderr.write(f"sdvideo: out of memory; use {args.lighter}\n")
+        lighter = args.lighter
+        if getattr(args, "dtype", None) == "float16":
+            lighter = lighter.removeprefix(f"{HALF}, ")
+        sys.stderr.write(f"sdvideo: out of memory; use {lighter}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("sdvideo: stopped\n")
@@ -107,7 +111,7 @@ def _command(commands: Any, run: Any, summary: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         run.__name__.replace("_", "-"), help=summary, description=description, formatter_class=_Help
     )
-    parser.set_defaults(run=run, parser=parser, lighter="--dtype float16, a smaller size or fewer frames")
+    parser.set_defaults(run=run, parser=parser, lighter=f"{HALF}, a smaller size or fewer frames")
     return parser
 
 
@@ -159,7 +163,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     cli_lora.add_option(parser)
     cli_files.add_part_options(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 or mps; auto: cuda if there is one")
-    text = "precision the weights are kept in; default: float16 on a GPU, float32 elsewhere"
+    text = "precision the weights are kept in; default: float16 on CUDA, float32 elsewhere"
     parser.add_argument("--dtype", default=None, choices=DTYPES, help=text)
     parser.add_argument("--no-amp", dest="amp", action="store_false", help="compute in the weights' own precision")
     parser.add_argument("--xformers", action="store_true", help="use xformers' attention where it runs")
@@ -185,9 +189,8 @@ def txt2vid(args: argparse.Namespace) -> None:
 
 
 def vid2vid(args: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from .families import find_family
+    from .playback import progress_bar
     from .video_io import load_sequence
 
     cli_output.check(args)
@@ -198,9 +201,9 @@ def vid2vid(args: argparse.Namespace) -> None:
         given = f"--strength {args.denoise_strength}"
         raise ValueError(f"{given}; expected above 0, where nothing would change, to 1, for all steps")
     cli_defaults.complete(args, find_family(args.model))
-    with tqdm(desc="Reading", unit="frame") as bar:
+    with progress_bar("Reading", "frame") as progress:
         picked = args.num_frames, args.offset, args.stride, args.image_size
-        images = load_sequence(args.input, *picked, progress=bar.update)
+        images = load_sequence(args.input, *picked, progress=lambda done: progress(done, args.num_frames or 0))
     model = _load(args)
     cli_demo.hint_at_words(args)
     settings = _settings(args, model)
@@ -224,8 +227,8 @@ def _load(args: argparse.Namespace) -> SDVideo:
     sys.stderr.write(f"Loading {args.model} ...\n")
     parts: dict[str, Any] = {"vae": args.vae, "text_encoder": args.text_encoder, "bar": True}
     device = cli_training.device(args)
-    dtype = args.dtype or (DTYPES[1] if device.startswith("cuda") else DTYPES[0])
-    model = SDVideo(args.model, device, getattr(torch, dtype), amp=args.amp, **parts)
+    args.dtype = args.dtype or ("float16" if device.startswith("cuda") else "float32")
+    model = SDVideo(args.model, device, getattr(torch, args.dtype), amp=args.amp, **parts)
     cli_lora.load_loras(model, args)
     return model.enable_xformers() if args.xformers else model
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from .playback import DEFAULT_OPTIONS, DITHERS, PALETTES, SaveOptions, shown_by
+from .playback import DEFAULT_OPTIONS, DITHERS, PALETTES, SaveOptions, progress_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,21 +32,20 @@ def settings(args: argparse.Namespace) -> SaveOptions:
 
 def check(args: argparse.Namespace) -> None:
     """Raises, before there is a video, what writing it would."""
-    from .video_io import check_output
+    from .video_io import check_output, check_writable
 
     settings(args)
     check_output(args.output, args.fps)
+    check_writable(args.output)
 
 
 def save(video: Tensor, args: argparse.Namespace, seed: int) -> None:
     """Writes a video (1, 3, F, H, W) in 0..1, and tells so."""
-    from tqdm import tqdm
-
     from .video_io import save_video
 
     options = settings(args)
     _, _, num_frames, height, width = video.shape
     frames = len(options.play_order(num_frames))
-    with tqdm(total=frames, desc="Writing", unit="frame") as bar:
-        save_video(video, args.output, args.fps, options=options, progress=shown_by(bar))
+    with progress_bar("Writing", "frame") as progress:
+        save_video(video, args.output, args.fps, options=options, progress=progress)
     sys.stderr.write(f"Wrote {args.output}: {frames} frames of {width}x{height}, seed {seed}\n")

@@ -32,7 +32,7 @@ class Conv2d(nn.Conv2d):
 class Conv3d(nn.Conv3d):
     """torch.nn.Conv3d of kernel (k, 1, 1), computed like Conv2d over frames and pixels: on a CPU where there are few.
 
-    On a GPU always: for Conv3d in half, torch 2.9 has only kernels that are slower and take many times the memory.
+    On a GPU always: torch 2.9 has no cuDNN kernel for Conv3d in half (pytorch issue 166643).
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .layers import conv_along_time
 from .lora_export import kohya_name, write_kohya
 from .lora_files import read_lora
 from .lora_formats import Pair, check_pairs, refuse
@@ -53,8 +54,11 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's input -> up(down(x)) in the precision of x or of autocast, not scaled."""
-        low = self.product(x, self.down.to(x.dtype), *self.window)
-        return self.product(low, self.up.to(x.dtype))
+        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        if down.ndim == 5 and x.device.type != "cpu":  # as `layers.Conv3d`
+            low = conv_along_time(x.flatten(3), down[..., 0], None)
+            return conv_along_time(low, up[..., 0], None).unflatten(3, x.shape[3:])
+        return self.product(self.product(x, down, *self.window), up)
 
     @torch.no_grad()
     def delta(self) -> Tensor:

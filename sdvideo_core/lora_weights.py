@@ -57,7 +57,7 @@ class LoRAWeights:
         if not math.isfinite(strength):
             raise ValueError(f"LoRA strength={strength}; expected a number, such as 1.0")
         file = read_lora(path)
-        match, said = file.match(self._layers), LCM.from_metadata(file.metadata)
+        match = file.match(self._layers)
         if any(GUIDANCE_LAYER in name for name in match.report.unused):  # T2V-Turbo's brings a layer of its own
             self._unet.add_guidance_embedding()
             self._survey()
@@ -65,6 +65,7 @@ class LoRAWeights:
         if match.report.is_doubtful:
             warnings.warn(str(match.report), stacklevel=3)
         if strength != 0:
+            said = LCM.from_metadata(file.metadata)
             self._loaded.append((strength, {**match.unet, **match.text}))
             self.lcm = self.lcm or said
             self._write({self._slots[path].parameter for path in self._loaded[-1][1]})

@@ -25,13 +25,12 @@ from .layouts import PARTS, find_layout, names_of
 from .lcm import LCM, guidance_embedding, misuses
 from .lora_files import LoRAReport
 from .lora_weights import LoRAWeights
-from .playback import Progress, shown_by
+from .playback import progress_bar
 from .sampler import Sampler, draw_noise
 from .samplers import SAMPLERS, find_sampler
 from .schedule import NoiseSchedule
 
-# Latent pixels of a video up to which both prompts run together, those of 24 frames of 576x320: the prompts of a larger
-# one run one after the other, in half the memory.
+# Latent pixels of a video up to which both prompts run together, those of 24 frames of 576x320 (decision 39).
 BATCHED = 24 * 72 * 40
 
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -100,10 +99,13 @@ class SDVideo:
         places = {"unet": layout} | {part: find_layout(path) if path else layout for part, path in named.items()}
         for part in PARTS:
             places[part].part(part)  # before gigabytes are read
-        self.unet = load_unet(layout, dtype, device, _loading("UNet", bar))
+        with progress_bar("Loading the UNet", "B", bar) as done:
+            self.unet = load_unet(layout, dtype, device, done)
         self.family = family_of(names_of(layout), self.unet.config)  # of the known models; None where nothing tells it
-        self.vae = load_vae(places["vae"], dtype, device, _loading("autoencoder", bar))
-        self.text_encoder = load_text_encoder(places["text encoder"], dtype, device, _loading("text encoder", bar))
+        with progress_bar("Loading the autoencoder", "B", bar) as done:
+            self.vae = load_vae(places["vae"], dtype, device, done)
+        with progress_bar("Loading the text encoder", "B", bar) as done:
+            self.text_encoder = load_text_encoder(places["text encoder"], dtype, device, done)
         self.config = layout.config or ModelConfig(unet=self.unet.config)
         check_parts(self.unet.config, self.vae.config, self.text_encoder.config, model_path)
         self.schedule = NoiseSchedule()
@@ -198,9 +200,8 @@ class SDVideo:
             context, context_neg = self.text_encoder([text, text_neg]).chunk(2)
             batched = latents[0, 0].numel() <= BATCHED
             eps_model = guided_eps(self.unet, context, context_neg, scale, batched, wrappers, embedded)
-            latents = method.sample(
-                eps_model, latents, self.schedule, timesteps, t_start, fresh, lambda *_: done.update()
-            )
+            steps = timesteps, t_start, fresh, lambda *_: done.update()
+            latents = method.sample(eps_model, latents, self.schedule, *steps)
         return self.decode(latents, bar)
 
     def _noised(self, images: Sequence[Image.Image], generator: torch.Generator, timestep: int, bar: bool) -> Tensor:
@@ -295,11 +296,6 @@ def _why_not_xformers(device: torch.device, dtype: torch.dtype) -> str | None:
     except (NotImplementedError, RuntimeError, ValueError, OSError, AttributeError) as error:
         return f"it has no kernel for {dtype} on {device.type} ({str(error).splitlines()[0]})"
     return None
-
-
-def _loading(part: str, shown: bool) -> Progress | None:
-    # With a delay it waits to be told how much there is.
-    return shown_by(tqdm(desc=f"Loading the {part}", unit="B", unit_scale=True, delay=1e-6)) if shown else None
 
 
 def _progress(what: str, total: int, unit: str, shown: bool) -> tqdm:

@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -60,16 +61,19 @@ def no_progress(_done: int, _total: int) -> None:
     """For those who need not know."""
 
 
-def shown_by(bar: tqdm) -> Progress:
-    """Progress that moves a bar, and closes it when all is done."""
+@contextmanager
+def progress_bar(what: str, unit: str, shown: bool = True) -> Iterator[Progress]:
+    """Progress that moves a bar, which is there from the first report on."""
+    with ExitStack() as stack:
+        bars: list[tqdm] = []
 
-    def report(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
+        def report(done: int, total: int) -> None:
+            if not bars:
+                options = {"total": total or None, "unit_scale": unit == "B", "disable": not shown}
+                bars.append(stack.enter_context(tqdm(desc=what, unit=unit, **options)))
+            bars[0].update(done - bars[0].n)
 
-    return report
+        yield report
 
 
 def check_ending(path: str | os.PathLike[str], ending: str) -> None:

@@ -34,13 +34,14 @@ def load_sequence(
     offset: int = 0,
     stride: int = 1,
     image_size: tuple[int, int] | None = (256, 256),
-    progress: Callable[[], object] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> list[Image.Image]:
     """Read RGB frames from a folder of pictures, a GIF, WebP or animated PNG, or a video file.
 
     Takes `frames` frames (None: all), every `stride`-th from `offset` on. A folder is read in natural order,
     frame2 before frame10, without hidden files. Each frame is scaled to cover `image_size` (width, height)
-    and its centre cropped; None keeps the size. `progress` is called after each frame.
+    and its centre cropped; None keeps the size. `progress` is called with the number
+    of frames read, after each.
 
     Raises FileNotFoundError for a missing path or a folder without pictures, OSError naming a file that
     cannot be read, ValueError for too few frames, frames of different sizes, an unknown extension or
@@ -208,7 +209,7 @@ def _quarter_turns(path: Path) -> int:
 def to_one_size(
     sequence: Iterable[tuple[str, Image.Image]],
     image_size: tuple[int, int] | None,
-    progress: Callable[[], object] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> list[Image.Image]:
     """The pictures of named ones, resized if so wanted. ValueError where one is of another size than the first."""
     images: list[Image.Image] = []
@@ -223,7 +224,7 @@ def to_one_size(
             )
         images.append(image if image_size is None else resize_image(image, image_size))
         if progress:
-            progress()
+            progress(len(images))
     return images
 
 

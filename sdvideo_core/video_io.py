@@ -39,6 +39,7 @@ __all__ = [
     "SaveOptions",
     "StrPath",
     "check_output",
+    "check_writable",
     "convert_to_mp4",
     "is_sequence",
     "load_sequence",
@@ -167,7 +168,11 @@ def check_output(path: StrPath, fps: float = 8) -> None:
         check_fps(fps, FORMATS[extension])
     else:
         _check_empty(Path(path).absolute())
-    check_place(path)
+
+
+def check_writable(path: StrPath) -> None:
+    """Raises what `save_video` would where nothing can be written, before there is a video."""
+    check_place(path, is_folder=_output_extension(path) not in FORMATS)
 
 
 def _output_extension(path: StrPath) -> str:

@@ -32,8 +32,7 @@ LATENT_CHANNELS = 4  # of every autoencoder that shares ModelScope's latents
 
 PUBLISHED_INNER, PUBLISHED_HEAD_DIM = 512, 64  # of the first temporal transformer of every published model
 
-# Widths of the OpenCLIP text towers whose heads are not 64 wide.
-OTHER_HEADS = {1152: "SigLIP's SO400M", 1536: "SigLIP 2's gopt"}
+OTHER_HEADS = 1152  # the width of the text towers in OpenCLIP whose heads are 72 wide, SigLIP's and ViTamin's largest
 
 # Every block of an OpenCLIP text tower holds these, in shapes of so many times its width.
 TEXT_BLOCK = {
@@ -153,9 +152,9 @@ def text_config(weights: StateDict, source: Path) -> TextConfig:
     with _reading_shapes(source):
         vocab_size, width = weights["token_embedding.weight"].shape
         context_length = weights["positional_embedding"].shape[0]
-    if width in OTHER_HEADS:
+    if width == OTHER_HEADS:
         raise CheckpointError(
-            f"{source} is a text tower {width} wide, as {OTHER_HEADS[width]} is, with heads of another width than 64; "
+            f"{source} is a text tower {width} wide, as SigLIP's largest is, whose heads are not 64 wide; "
             "expected a CLIP tower, 1024 wide for the models of this family"
         )
     layers = count(weights, "transformer.resblocks.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,8 +22,7 @@ def whole_file(path: str | os.PathLike[str], exclusive: bool = False) -> Iterato
     Raises OSError, which names the path and what to do, where it cannot be written; IsADirectoryError for a folder.
     """
     path = Path(path).absolute()
-    if path.is_dir():
-        raise IsADirectoryError(f"cannot write {path}: it is a folder; give the name of a file")
+    _refuse_folder(path)
     with whole_folder(path, exclusive) as temporary:
         yield temporary
 
@@ -41,25 +41,33 @@ def whole_folder(path: Path, exclusive: bool = False) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         if exclusive and getattr(error, "errno", None) in (errno.EEXIST, errno.ENOTEMPTY) and path.exists():
             raise FileExistsError(f"{path} is there already; give another name, or remove it first") from error
-        reason = getattr(error, "strerror", None) or error
-        raise OSError(
-            f"cannot write {path}: {reason}; choose another place or check its permissions and free space"
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):
             temporary.unlink()
 
 
-class _Tried(Exception):
-    """Ends a trial, so that nothing is kept."""
+def check_place(path: str | os.PathLike[str], is_folder: bool = False) -> None:
+    """Raises what the two above would of a place that cannot be written; leaves nothing there."""
+    path = Path(path).absolute()
+    if not is_folder:
+        _refuse_folder(path)
+    try:
+        with tempfile.TemporaryFile(dir=next(parent for parent in path.parents if parent.exists())):
+            pass
+    except OSError as error:
+        raise _cannot_write(path, error) from error
 
 
-def check_place(path: str | os.PathLike[str]) -> None:
-    """Raises what the two above would, before there is anything to write; makes the folders that are on the way."""
-    with suppress(_Tried), whole_folder(Path(path).absolute()) as temporary:
-        temporary.touch()
-        raise _Tried
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder; give the name of a file")
+
+
+def _cannot_write(path: Path, error: Exception) -> OSError:
+    reason = getattr(error, "strerror", None) or error
+    return OSError(f"cannot write {path}: {reason}; choose another place or check its permissions and free space")
 
 
 def _move_to_new(source: Path, target: Path) -> None:

@@ -60,7 +60,7 @@ CORE_ARROWS: dict[str, set[str]] = {
     "lora_export": {"configuration", "lora_files", "lora_formats", "lora_layers", "lora_peft"}
     | {"state_dict", "whole_file"},
     "lora_weights": {"key_maps", "lcm", "lora_files", "lora_formats", "lora_layers", "text_encoder", "unet"},
-    "lora": {"lora_export", "lora_files", "lora_formats", "lora_layers", "state_dict", "unet"},
+    "lora": {"layers", "lora_export", "lora_files", "lora_formats", "lora_layers", "state_dict", "unet"},
     "frames": {"arguments"},
     "playback": {"arguments"},
     "dithering": set(),

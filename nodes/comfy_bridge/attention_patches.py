@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,13 +10,13 @@ import comfy.ldm.modules.attention
 import torch
 from torch import Tensor
 
-from ...sdvideo_core.attention import SHORT, Attention, TransformerBlock
+from ...sdvideo_core.attention import Attention, TransformerBlock
 from ...sdvideo_core.blocks import Conditioning, SpatialTransformer
 
 # Fields of transformer_options, which patches do not see, and what they hold for attention.
 PATCHES, REPLACEMENTS = "patches", "patches_replace"
 PATCH_POINTS = ("attn1_patch", "attn1_output_patch", "middle_patch", "attn2_patch", "attn2_output_patch")
-REPLACED = ("attn1", "attn2")
+ATTENTIONS = ("attn1", "attn2")
 PRECISION = torch.float32
 
 
@@ -28,20 +28,11 @@ class ComfyAttention:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         attention = comfy.ldm.modules.attention.optimized_attention
-        return attention(
-            q,
-            k,
-            v,
-            heads,
-            attn_precision=PRECISION,
-            transformer_options=self.options,
-            low_precision_attention=q.shape[1] > SHORT,  # 8 bits of a few frames lose much and gain nothing
-        )
+        return attention(q, k, v, heads, attn_precision=PRECISION, transformer_options=self.options)
 
-    @property
-    def is_patched(self) -> bool:
-        replaced = self.options.get(REPLACEMENTS, {})
-        return any(self.patches(name) for name in PATCH_POINTS) or any(replaced.get(name) for name in REPLACED)
+    def is_patched(self, points: Iterable[str], replaced: Iterable[str]) -> bool:
+        """Whether anything acts at some of the points, or takes the place of some attention, of the present block."""
+        return any(map(self.patches, points)) or any(map(self.replacement, replaced))
 
     def patches(self, name: str) -> list[Callable[..., Any]]:
         return self.options.get(PATCHES, {}).get(name, [])
@@ -68,35 +59,44 @@ class PatchedSpatialTransformer(SpatialTransformer):
 
     def transform(self, block: TransformerBlock, tokens: Tensor, cond: Conditioning) -> Tensor:
         attention = cast(ComfyAttention, cond.attention)
-        if not attention.is_patched:
+        if not attention.is_patched(PATCH_POINTS, ATTENTIONS):
             return super().transform(block, tokens, cond)
-        context = cast(Tensor, cond.context)
-        context = context.repeat_interleave(len(tokens) // len(context), dim=0)  # patches look for a row per frame
-        x = _attend("attn1", block.attn1, block.norm1(tokens), None, attention) + tokens
+        options = _seen_by_patches(block.attn1, tokens, attention)
+        x = _attend("attn1", block.attn1, block.norm1(tokens), None, attention, options) + tokens
         for patch in attention.patches("middle_patch"):
-            x = patch(x, _seen_by_patches(block.attn1, x, attention))
-        x = _attend("attn2", block.attn2, block.norm2(x), context, attention) + x
+            x = patch(x, options)
+        h = block.norm2(x)
+        if attention.is_patched(("attn2_patch",), ("attn2",)):
+            context = cast(Tensor, cond.context)
+            context = context.repeat_interleave(len(h) // len(context), dim=0)  # patches look for a row per frame
+            h = _attend("attn2", block.attn2, h, context, attention, options)
+        else:
+            h = _patched_output("attn2", block.attn2(h, attention, cond.key_value(block.attn2)), attention, options)
+        x = h + x
         return block.ff(block.norm3(x)) + x
 
 
-def _attend(name: str, layer: Attention, x: Tensor, context: Tensor | None, attention: ComfyAttention) -> Tensor:
+def _attend(
+    name: str, layer: Attention, x: Tensor, context: Tensor | None, attention: ComfyAttention, options: dict[str, Any]
+) -> Tensor:
     """One attention of tokens (B*F, N, C) over a context, or over themselves, with the patches on its way."""
-    options = _seen_by_patches(layer, x, attention)
     keys = values = x if context is None else context
     for patch in attention.patches(f"{name}_patch"):
         x, keys, values = patch(x, keys, values, options)
     q, k, v = layer.to_q(x), layer.to_k(keys), layer.to_v(keys if values is None else values)
     replacement = attention.replacement(name)
     x = layer.to_out(replacement(q, k, v, options) if replacement else attention(q, k, v, options["n_heads"]))
+    return _patched_output(name, x, attention, options)
+
+
+def _patched_output(name: str, x: Tensor, attention: ComfyAttention, options: dict[str, Any]) -> Tensor:
     for patch in attention.patches(f"{name}_output_patch"):
         x = patch(x, options)
     return x
 
 
 def _seen_by_patches(layer: Attention, x: Tensor, attention: ComfyAttention) -> dict[str, Any]:
+    """What the patches of one block are told; one may leave a note there for the next."""
     options = {key: value for key, value in attention.options.items() if key not in (PATCHES, REPLACEMENTS)}
-    return options | {
-        "n_heads": x.shape[-1] // layer.head_dim,
-        "dim_head": layer.head_dim,
-        "attn_precision": PRECISION,
-    }
+    heads = x.shape[-1] // layer.head_dim
+    return options | {"n_heads": heads, "dim_head": layer.head_dim, "attn_precision": PRECISION}

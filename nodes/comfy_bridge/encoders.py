@@ -151,7 +151,7 @@ def _vae_patcher(path: str | Path, disable_dynamic: bool = False) -> comfy.model
 def decode_latent(vae: comfy.sd.VAE, samples: Tensor) -> Tensor:
     """Latents (F, 4, h, w) or (B, 4, F, h, w) -> IMAGE (F or B*F, H, W, 3)."""
     if not samples.numel():
-        raise ValueError("the latents hold no frame; a video has at least 1")
+        raise ValueError("the latents hold no frame; sample at least one")
     if not torch.isfinite(samples).all():
         raise FloatingPointError(
             "the latents hold NaN or infinity; sample again with a lower cfg, or start ComfyUI with --force-fp32"

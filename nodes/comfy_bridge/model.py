@@ -75,7 +75,7 @@ class ComfyUNet(UNetSD):
         self.dtype = dtype
 
     def to(self, *args: Any, memory_format: Any = None, **named: Any) -> ComfyUNet:
-        """Leaves out what --force-channels-last asks for, which torch refuses for weights of five axes."""
+        """Leaves out --force-channels-last, which torch refuses for weights of five axes: see `load_model`."""
         return super().to(*args, **named)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - ComfyUI's call
@@ -167,6 +167,8 @@ def load_model(path: str | Path, disable_dynamic: bool = False) -> comfy.model_p
     if not patcher.is_dynamic():  # which converts weights as it streams them
         weights = {key: weight.to(dtype) for key, weight in weights.items()}
     model.load_model_weights(weights, assign=True)
+    if management.force_channels_last():
+        checkpoint.use_channels_last(model.diffusion_model)
     patcher.cached_patcher_init = (load_model, (path,))
     warn = functools.partial(_warn_far_from_training, family)
     sampling = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE

@@ -21,7 +21,7 @@ from ...sdvideo_core.schedule import NoiseSchedule
 def empty_latent(width: int, height: int, num_frames: int) -> Tensor:
     """LATENT (F, 4, height / 8, width / 8) of nothing."""
     if num_frames < 1:  # ComfyUI checks no bounds of what comes through a link
-        raise ValueError(f"num_frames={num_frames}; a video has at least 1 frame")
+        raise ValueError(f"num_frames={num_frames}; a video has at least 1 frame, set it to 16")
     device, dtype = comfy.model_management.intermediate_device(), comfy.model_management.intermediate_dtype()
     return torch.zeros(num_frames, 4, height // 8, width // 8, device=device, dtype=dtype)
 

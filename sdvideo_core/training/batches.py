@@ -107,11 +107,16 @@ class Batches:
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         seed = int(torch.randint(2**62, (), generator=generator))
         with torch.random.fork_rng(devices=devices):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach other GPUs, too
-            for device in devices:
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(seed)
+            self._seed(seed)
             yield
+
+    def _seed(self, seed: int) -> None:
+        if (device := self.accelerator.device).type != "cuda":
+            torch.manual_seed(seed)
+            return
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach other GPUs, too
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
     def _read(self, number: int) -> dict[str, Any]:
         epoch, place = divmod(number, len(self.loader))

@@ -22,6 +22,7 @@ CASES = {
     "attn2_patch": {"patches": {"attn2_patch": ["mix"]}},
     "attn2_patch without values": {"patches": {"attn2_patch": ["no_values"]}},
     "attn2_output_patch": {"patches": {"attn2_output_patch": ["double"]}},
+    "a note": {"patches": {"attn1_patch": ["write"], "attn2_output_patch": ["read"]}},
     "attn1 replaced in the block": {"patches_replace": {"attn1": {BLOCK: "values"}}},
     "attn1 replaced in the transformer": {"patches_replace": {"attn1": {HERE: "values", BLOCK: "fail"}}},
     "attn2 replaced": {"patches_replace": {"attn2": {HERE: "queries"}}},
@@ -31,6 +32,19 @@ CASES = {
         "patches_replace": {"attn2": {BLOCK: "queries"}},
     },
 }
+
+
+def write(q, k, v, options):
+    options["note"] = 3.0
+    return q, k, v
+
+
+def read(x, options):
+    return x * options["note"]
+
+
+def fail(*_):
+    raise AssertionError("a patch of another block")
 
 
 def patch_functions(seen):
@@ -65,10 +79,7 @@ def patch_functions(seen):
         told(options, q, k, v)
         return q
 
-    def fail(*_):
-        raise AssertionError("a patch of another block")
-
-    functions = (mix, no_values, double, shorter, longer, values, queries, fail)
+    functions = (mix, no_values, double, shorter, longer, write, read, values, queries, fail)
     return {function.__name__: function for function in functions}
 
 
@@ -100,8 +111,10 @@ def compare_blocks():
     tokens = torch.randn(FRAMES, TOKENS, DIM, generator=generator)
     context = torch.randn(2, 77, CONTEXT_DIM, generator=generator)  # two videos of three frames, a row each
     rows = context.repeat_interleave(FRAMES // 2, dim=0)
-    results = {}
+    results, rows_of_text = {}, []
+    block.attn2.to_k.register_forward_pre_hook(lambda _layer, args: rows_of_text.append(len(args[0])))
     for name, case in CASES.items():
+        rows_of_text.clear()
         for kind in ("ours", "theirs"):
             results[f"{kind}, {name}, seen"] = seen = []
             options = transformer_options(case, patch_functions(seen))
@@ -110,6 +123,7 @@ def compare_blocks():
                 results[f"{kind}, {name}"] = ours.transform(block, tokens.clone(), cond)
             else:
                 results[f"{kind}, {name}"] = theirs(tokens.clone(), rows, options)
+        results[f"rows of text, {name}"] = list(rows_of_text)
     return results
 
 
@@ -171,6 +185,13 @@ def test_a_patched_block_is_comfyui_s_own(blocks, name):
 @pytest.mark.parametrize("name", CASES)
 def test_patches_see_what_comfyui_s_own_block_shows_them(blocks, name):
     assert blocks[f"ours, {name}, seen"] == blocks[f"theirs, {name}, seen"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_prompt_is_projected_once_a_video_unless_its_attention_is_patched(blocks, name):
+    patched = any(kind in ("attn2_patch", "attn2") for field in CASES[name].values() for kind in field)
+    of_this_block = name != "replaced elsewhere"
+    assert blocks[f"rows of text, {name}"] == [FRAMES if patched and of_this_block else 2]
 
 
 @pytest.mark.parametrize("name", ["ToMe", "HyperTile", "PAG", "SAG"])

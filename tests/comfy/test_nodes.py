@@ -230,7 +230,7 @@ BAD_INPUTS = {
     ),
     "no frames at all": (
         linked_number(GRAPH, "latent", num_frames=0),
-        r"\(node latent\) failed: ValueError: num_frames=0; a video has at least 1 frame",
+        r"\(node latent\) failed: ValueError: num_frames=0; a video has at least 1 frame, set it to 16",
     ),
     "output below a file": (
         change(FRAMES, "save", filename_prefix="blocked/clip"),

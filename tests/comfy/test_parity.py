@@ -92,7 +92,8 @@ def compute_with_half_weights():
     }
     dtypes = {key: str(weight.dtype) for key, weight in weights.items()}
     model_dtypes = [str(model.model.diffusion_model.dtype), str(model.model.manual_cast_dtype)]
-    return {"video": graph_video(calls, "text, cfg 9, eta 0.5"), "model": model_dtypes, **dtypes}
+    layout = weights["unet"].is_contiguous(memory_format=torch.channels_last)
+    return {"video": graph_video(calls, "text, cfg 9, eta 0.5"), "model": model_dtypes, "layout": layout, **dtypes}
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +190,9 @@ def test_weights_are_float32_on_a_cpu_whatever_the_file_holds(in_graph):
 
 def test_half_precision_weights_are_kept_and_computed_in_float32(comfy_job, comfy_demo, api_video):
     # ComfyUI's defaults for everything else: text encoder in float16, sub-quadratic attention.
-    flags = ("--cpu", "--fp16-unet", "--force-channels-last")  # the last changes nothing, and must not fail
+    flags = ("--cpu", "--fp16-unet", "--force-channels-last")
     result = call_in_comfy({**comfy_job, "flags": flags}, compute_with_half_weights)
     assert (result["unet"], result["text"]) == ("torch.float16", "torch.float16")
     assert result["model"] == ["torch.float16", "torch.float32"]
+    assert result["layout"]
     assert (result["video"] - api_video("text, cfg 9, eta 0.5")).abs().max() <= 1e-3

@@ -88,8 +88,8 @@ def test_part_of_an_empty_latent_cannot_be_kept(results):
 
 
 def test_a_video_without_a_frame_is_refused(results):
-    assert results["no frames"] == "frames holds no picture; a video has at least 1 frame"
-    assert results["no latents"] == "the latents hold no frame; a video has at least 1"
+    assert results["no frames"] == "frames holds no picture; connect at least one"
+    assert results["no latents"] == "the latents hold no frame; sample at least one"
 
 
 def test_a_little_denoising_runs_a_step(results):

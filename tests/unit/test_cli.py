@@ -304,9 +304,13 @@ def test_a_long_step_shows_a_bar(demo_model_dir, tmp_path, capsys):
     assert finished(capsys) == [*making, "Writing"]
     edit = ["--input", str(clip), "--steps", "2", "--device", "cpu", "-o", str(tmp_path / "edit.gif")]
     assert main(["vid2vid", str(demo_model_dir), "a red circle", *edit]) == 0
-    told = capsys.readouterr().err
-    assert "Reading: 3frame" in told
-    assert "Encoding: 100%" in told
+    assert finished(capsys)[3:] == ["Encoding", "Sampling", "Decoding", "Writing"]
+
+
+def test_an_error_is_a_line_of_its_own(demo_model_dir, tmp_path, fail):
+    gone = tmp_path / "gone.gif"
+    told = fail("vid2vid", demo_model_dir, "a red circle", "--input", gone, "--steps", 2, "--device", "cpu")
+    assert told.startswith(f"{gone} does not exist")
 
 
 def finished(capsys) -> list[str]:
@@ -318,13 +322,28 @@ def finished(capsys) -> list[str]:
     ("name", "message"),
     [
         ("file/video.gif", "cannot write {}: "),
+        ("file/deep/video.gif", "cannot write {}: "),
+        ("taken.gif", "cannot write {}: it is a folder; give the name of a file"),
         ("video.avi", "cannot write {}: unknown extension .avi; use .gif .webp .mp4 or none for PNGs"),
     ],
 )
 def test_output_that_cannot_be_written(demo_model_dir, tmp_path, capsys, name, message):
     (tmp_path / "file").write_text("")
+    (tmp_path / "taken.gif").mkdir()
     output = str(tmp_path / name)
     assert main(["txt2vid", str(demo_model_dir), "a red circle", *SMALL, "-o", output]) == 1
     [told] = capsys.readouterr().err.splitlines()  # before a model is loaded
     assert told.startswith(f"sdvideo: {message.format(output)}")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken.gif"]
+
+
+def test_a_command_that_fails_leaves_no_folder(tmp_path):
+    assert main(["txt2vid", str(tmp_path / "nowhere"), "a", "--output", str(tmp_path / "new" / "deep" / "a.gif")]) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_of_memory_in_half_is_not_told_to_use_half(demo_model_dir, tmp_path, capsys):
+    more = ["--size", "800000x800000", "--frames", "1000000", "--dtype", "float16", "--device", "cpu"]
+    assert main(["txt2vid", str(demo_model_dir), "a", *more, "--output", str(tmp_path / "a.gif")]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == "sdvideo: out of memory; use a smaller size or fewer frames"

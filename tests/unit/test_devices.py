@@ -102,8 +102,10 @@ class Convolutions(TorchDispatchMode):
 
 def test_convolutions_along_time_are_those_of_pictures_on_a_gpu(on_gpu):
     x, context = (torch.zeros(*shape, device=GPU, dtype=on_gpu.dtype) for shape in ((1, 4, 2, 4, 4), (1, 77, 64)))
-    with torch.no_grad(), Convolutions() as convolutions:
-        on_gpu.unet(x, torch.zeros(1, device=GPU), context)
+    network = Network(on_gpu.unet, lora_rank=2)
+    network.begin()
+    with Convolutions() as convolutions:
+        network(x, torch.zeros(1, device=GPU), context)
     assert {weight[2:] for weight in convolutions.weights} == {(3, 3), (1, 1), (3, 1)}
 
 
