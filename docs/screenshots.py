@@ -97,7 +97,7 @@ def text_to_video(canvas: Canvas) -> None:
     nodes = load(canvas, "txt2vid", control_after_generate="fixed")
     canvas.run()
     expect(canvas.player).to_be_visible()
-    canvas.player.get_by_label("Frame", exact=True).fill("4")
+    canvas.player.get_by_label("Frame", exact=True).fill("5")
     canvas.page.evaluate("app.canvas.deselectAll()")
     canvas.page.wait_for_timeout(NEWS_TIME)
     save(canvas.page.screenshot(), README_PICTURE)

@@ -23,6 +23,11 @@ export async function openClip(files, fps, onFrame) {
   return VideoClip.open(url.replace("/view?", "/sdvideo/clip?"), fps, onFrame).catch(() => PictureClip.open(url));
 }
 
+/** Where ComfyUI's server has a file of a node's output. */
+export function fileUrl({ filename, subfolder, type }, app) {
+  return app.api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
+}
+
 async function download(url) {
   const response = await fetch(url, { cache: "no-cache" });
   if (!response.ok) throw new Error(`HTTP ${response.status}`);
@@ -72,7 +77,10 @@ class FrameClip {
 
   static async open(frames, onFrame) {
     const clip = new FrameClip(frames, onFrame);
-    await clip.show(0);
+    await clip.show(0).catch((error) => {
+      frames.close();
+      throw error;
+    });
     return clip;
   }
 

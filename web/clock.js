@@ -3,6 +3,11 @@
 const waiting = new Set(); // {due, resolve}
 let isRequested = false;
 
+/** Whether the user lets pictures move by themselves. */
+export function mayMove() {
+  return !matchMedia("(prefers-reduced-motion: reduce)").matches;
+}
+
 /** Waits for the browser's first picture at `due` or after, in milliseconds of performance.now(). */
 export function pictureAt(due) {
   return new Promise((resolve) => {

@@ -10,7 +10,7 @@ export function tag(name, properties) {
  * On the classic canvas a DOM widget keeps the mouse to itself: no zoom, no panning, no menu of the node above it.
  * Hand those on; in Vue nodes they go their way by themselves.
  */
-export function letTheCanvasHandle(element, app) {
+function letTheCanvasHandle(element, app) {
   const forward = (event) => {
     if (globalThis.LiteGraph.vueNodesMode || (event.type === "pointerdown" && event.button === 0)) return;
     event.preventDefault();
@@ -24,7 +24,19 @@ const KEYS = [" ", "Enter", "Home", "End", "ArrowUp", "ArrowDown", "ArrowLeft", 
 
 /** What buttons, sliders and lists use must not also delete or move nodes. */
 function keepKeys(element) {
-  element.addEventListener("keydown", (event) => KEYS.includes(event.key) && event.stopPropagation());
+  element.addEventListener("keydown", (event) => {
+    if (KEYS.includes(event.key) && !event.ctrlKey && !event.metaKey) event.stopPropagation();
+  });
+}
+
+/** Do something after each call of an object's method, with the same arguments. */
+export function after(object, name, action) {
+  const before = object[name];
+  object[name] = function () {
+    const result = before?.apply(this, arguments);
+    action(...arguments);
+    return result;
+  };
 }
 
 /** Put an element below a node's other widgets; nothing of it is stored. Heights in pixels, 0 while it is hidden. */

@@ -1,6 +1,7 @@
 /** A player: a clip, or one of several, with buttons to play, pause and step, a slider, a speed and a frame counter. */
 
 import { openClip } from "./clip.js";
+import { mayMove } from "./clock.js";
 import { tag } from "./elements.js";
 import { say } from "./words.js";
 
@@ -15,8 +16,9 @@ export class Player {
   #loading = 0;
   #speed = 1;
   // Whether the user wants it to play; on screen or not.
-  #playing = !matchMedia("(prefers-reduced-motion: reduce)").matches;
+  #playing = mayMove();
   #onScreen = false;
+  #runs = false; // playing now
   #observer = new IntersectionObserver((entries) => this.#setOnScreen(entries.at(-1).isIntersecting));
   #onHidden = () => this.#run();
 
@@ -24,8 +26,8 @@ export class Player {
     this.previous = button(say("previousFrame"), "pi-step-backward", () => this.step(-1));
     this.toggle = button(say("pause"), "pi-pause", () => this.setPlaying(!this.#playing));
     this.next = button(say("nextFrame"), "pi-step-forward", () => this.step(1));
-    this.slider = tag("input", { type: "range", min: 0, step: 1, ariaLabel: say("frame") });
-    this.slider.oninput = () => this.seek(Number(this.slider.value));
+    this.slider = tag("input", { type: "range", min: 1, step: 1, ariaLabel: say("frame") });
+    this.slider.oninput = () => this.seek(Number(this.slider.value) - 1);
     // It changes with every frame, which nobody wants read out.
     this.counter = tag("output", { ariaLabel: say("frameCounter"), ariaLive: "off" });
     this.speed = speedMenu((speed) => this.setSpeed(speed));
@@ -36,7 +38,6 @@ export class Player {
     this.element.append(this.stage, this.controls);
     this.element.addEventListener("keydown", (event) => this.#onKey(event));
     this.#observer.observe(this.stage);
-    document.addEventListener("visibilitychange", this.#onHidden);
   }
 
   /** Show clips, one at a time, in place of those before: [{files, fps}] as in openClip. */
@@ -62,7 +63,7 @@ export class Player {
       if (loading !== this.#loading) return clip.close();
       this.#replace(clip);
     } catch (error) {
-      if (loading === this.#loading) this.#fail(say("cannotShow", { file: files[0].filename, error: error.message }));
+      if (loading === this.#loading) this.#fail(error);
     }
   }
 
@@ -86,7 +87,7 @@ export class Player {
   seek(index) {
     this.setPlaying(false);
     const { numFrames } = this.#clip;
-    this.#clip.show((index + numFrames) % numFrames).catch(ignoreAbort);
+    this.#try(this.#clip.show((index + numFrames) % numFrames));
   }
 
   step(by) {
@@ -96,14 +97,19 @@ export class Player {
   close() {
     this.#loading++;
     this.#observer.disconnect();
-    document.removeEventListener("visibilitychange", this.#onHidden);
+    this.#setOnScreen(false);
+    this.#take(null);
+  }
+
+  #take(clip) {
     this.#clip?.close();
-    this.#clip = null;
+    this.#clip = clip;
+    this.#runs = false;
   }
 
   #replace(clip) {
-    this.#clip?.close();
-    this.#clip = clip;
+    this.#take(clip);
+    Object.assign(clip.element, { role: "img", ariaLabel: this.files[0].filename });
     this.stage.replaceChildren(clip.element);
     this.stage.style.aspectRatio = `${clip.width} / ${clip.height}`;
     this.stage.title = `${clip.width} × ${clip.height}`;
@@ -112,9 +118,9 @@ export class Player {
     this.#run();
   }
 
-  #fail(message) {
-    this.#clip?.close();
-    this.#clip = null;
+  #fail({ message: error }) {
+    this.#take(null);
+    const message = say("cannotShow", { file: this.files[0].filename, error });
     this.stage.replaceChildren(tag("p", { role: "alert", textContent: message }));
     this.stage.style.aspectRatio = "3";
     this.element.hidden = false;
@@ -123,17 +129,33 @@ export class Player {
 
   #setOnScreen(onScreen) {
     this.#onScreen = onScreen;
+    // Only while it is seen, as ComfyUI drops a subgraph without a word to the nodes in it.
+    if (onScreen) document.addEventListener("visibilitychange", this.#onHidden);
+    else document.removeEventListener("visibilitychange", this.#onHidden);
     this.#run();
   }
 
   #run() {
-    this.#clip?.pause();
-    if (this.#playing && this.#onScreen && !document.hidden) this.#clip?.play(this.#speed).catch(ignoreAbort);
+    // A clip that stands still may be about to show a frame, which a pause would call off.
+    if (this.#runs) this.#clip.pause();
+    this.#runs = Boolean(this.#clip) && this.#playing && this.#onScreen && !document.hidden;
+    if (this.#runs) this.#try(this.#clip.play(this.#speed));
+  }
+
+  /** Wait for what the clip does; say so if it cannot. */
+  async #try(action) {
+    const clip = this.#clip;
+    try {
+      await action;
+    } catch (error) {
+      // A clip that is closed or paused gives up what it was about to show.
+      if (clip === this.#clip && error.name !== "AbortError") this.#fail(error);
+    }
   }
 
   #update() {
     const { numFrames = 0 } = this.#clip ?? {};
-    this.slider.max = Math.max(numFrames - 1, 0);
+    this.slider.max = Math.max(numFrames, 1);
     this.previous.disabled = this.next.disabled = this.slider.disabled = this.speed.disabled = numFrames < 2;
     this.toggle.disabled = !this.#clip || numFrames === 1;
     label(this.toggle, ...(this.#playing ? [say("pause"), "pi-pause"] : [say("play"), "pi-play"]));
@@ -146,7 +168,7 @@ export class Player {
     const text = numFrames ? `${index + 1} / ${numFrames}` : "";
     if (text === this.counter.value) return;
     this.counter.value = text;
-    this.slider.value = index;
+    this.slider.value = index + 1;
   }
 
   #onKey(event) {
@@ -172,9 +194,4 @@ function speedMenu(onSpeed) {
   menu.append(...SPEEDS.map((speed) => new Option(`${speed}×`, speed, speed === 1, speed === 1)));
   menu.onchange = () => onSpeed(Number(menu.value));
   return menu;
-}
-
-function ignoreAbort(error) {
-  // A clip that is closed or paused gives up what it was about to show.
-  if (error.name !== "AbortError") throw error;
 }

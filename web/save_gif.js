@@ -1,6 +1,7 @@
 /** Save GIF's player: what the node saved plays inside it, and its menu opens, saves and names the file. */
 
-import { addElementWidget, makeRoom, tag } from "./elements.js";
+import { fileUrl } from "./clip.js";
+import { addElementWidget, after, makeRoom, tag } from "./elements.js";
 import { Player } from "./player.js";
 import { say } from "./words.js";
 
@@ -15,15 +16,8 @@ export function addPlayer(node, app) {
   shown.set(node, { player, urls: "" });
   removeStockPreview(node);
   addElementWidget(node, "player", player.element, (width) => player.heightAt(width), app);
-  const { onExecuted, onRemoved } = node;
-  node.onExecuted = function (output) {
-    onExecuted?.apply(this, arguments);
-    show(this, output, app);
-  };
-  node.onRemoved = function () {
-    onRemoved?.apply(this, arguments);
-    player.close();
-  };
+  after(node, "onExecuted", (output) => show(node, output, app));
+  after(node, "onRemoved", () => player.close());
 }
 
 /** It would show the same file a second time, of a GIF on the classic canvas the first frame only. */
@@ -64,10 +58,6 @@ function withPath(files, path) {
   return files.map((file) => ({ ...file, path }));
 }
 
-function fileUrl({ filename, subfolder, type }, app) {
-  return app.api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
-}
-
 /**
  * Entries for the node's context menu, about the clip that is shown. Of a sequence of pictures, the file is the first,
  * the path their folder's.
@@ -90,10 +80,13 @@ function download({ url, filename }) {
 }
 
 async function copy(text, app) {
-  // Browsers offer the clipboard to pages from this machine or https only.
-  if (navigator.clipboard) await navigator.clipboard.writeText(text);
-  else copyBySelection(text);
-  app.extensionManager?.toast?.add({ severity: "success", summary: say("copied"), detail: text, life: 3000 });
+  try {
+    // Browsers offer it to pages from this machine or https only, and not to all of these.
+    await navigator.clipboard.writeText(text);
+  } catch {
+    copyBySelection(text);
+  }
+  app.extensionManager.toast.add({ severity: "success", summary: say("copied"), detail: text, life: 3000 });
 }
 
 function copyBySelection(text) {

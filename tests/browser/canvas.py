@@ -18,8 +18,18 @@ STOCK_ERRORS = (
     r"net::ERR_NAME_NOT_RESOLVED|'https://api\.comfy\.org/",  # what it asks the network
 )
 
+# As browsers name them by a file's ending, on some systems.
+TYPES = {
+    ".gif": "image/gif",
+    ".png": "image/png",
+    ".webp": "image/webp",
+    ".mp4": "video/mp4",
+    ".mkv": "",
+    ".json": "application/json",
+}
+
 # A run is over when the server says that no node is being executed, which it does after how it ended.
-START = """async () => {
+WATCH = """() => {
   let how = null;
   const note = ({ type, detail }) => { how = [type, detail]; };
   for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
@@ -31,7 +41,6 @@ START = """async () => {
       resolve(how);
     });
   });
-  return app.queuePrompt(0);
 }"""
 
 DROP = """([way, place, files]) => {
@@ -157,7 +166,12 @@ class Canvas:
         self.finish()
 
     def start(self) -> None:
-        assert self.page.evaluate(START), "ComfyUI refused the graph"
+        self.watch()
+        assert self.page.evaluate("app.queuePrompt(0)"), "ComfyUI refused the graph"
+
+    def watch(self) -> None:
+        """Note how the next run ends, which a test starts by itself."""
+        self.page.evaluate(WATCH)
 
     def finish(self) -> None:
         kind, detail = self.ended()
@@ -165,7 +179,8 @@ class Canvas:
 
     def ended(self) -> tuple[str, Json]:
         """How the graph that was started ended, once it has."""
-        return self.page.evaluate("window.ended")
+        limit = "new Promise((_, fail) => setTimeout(fail, 120_000, new Error('no end of the run after 120 s')))"
+        return self.page.evaluate(f"Promise.race([window.ended, {limit}])")
 
     def show_output(self, number: int, output: Json) -> None:
         """Tell the page that a node has put this out, as the server does."""
@@ -180,10 +195,18 @@ class Canvas:
     ) -> None:
         """Drop files at a place of the page, dragged over others on the way."""
         files = [
-            {"name": path.name, "type": mime_type(path), "content": base64.b64encode(path.read_bytes()).decode()}
+            {"name": path.name, "type": TYPES[path.suffix], "content": base64.b64encode(path.read_bytes()).decode()}
             for path in paths
         ]
         self.page.evaluate(DROP, [list(map(list, way)), list(place), files])
+
+    def connect(self, source: int, target: int, name: str) -> None:
+        """Link a node's first output to the input of this name."""
+        script = """([source, target, name]) => {
+          const [from, to] = [source, target].map((id) => app.graph.getNodeById(id));
+          from.connect(0, to, to.inputs.findIndex((input) => input.name === name));
+        }"""
+        self.page.evaluate(script, [source, target, name])
 
     @property
     def player(self) -> Locator:
@@ -193,7 +216,3 @@ class Canvas:
         where = re.sub(r"\d{5,}", "", message.location.get("url", ""))  # ports and times
         if message.type == "error" and not any(re.search(known, f"{message.text} {where}") for known in STOCK_ERRORS):
             self.errors.append(f"{message.text} {where}")
-
-
-def mime_type(path: Path) -> str:
-    return {".gif": "image/gif", ".png": "image/png", ".json": "application/json"}[path.suffix]

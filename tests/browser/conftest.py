@@ -12,7 +12,7 @@ from sdvideo_core.demo.untrained import make_demo_model
 from tests.comfy.comfy_server import ComfyServer, find_comfyui, make_base_directory, start_comfyui
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Locator
 
     from tests.browser.canvas import Canvas
 
@@ -85,19 +85,52 @@ def opened(
 ) -> Iterator["Canvas"]:
     with open_canvas(browser, server, request.param) as canvas:
         assert set(canvas.errors) <= set(stock_errors)
+        canvas.errors.clear()
         yield canvas
 
 
 @pytest.fixture
 def canvas(opened: "Canvas") -> Iterator["Canvas"]:
-    """An empty canvas. What the page logs as an error during the test fails it."""
+    """An empty canvas. What the page logs as an error during the test, or between it and the one before, fails it."""
     opened.clear()
-    opened.errors.clear()
     yield opened
     opened.clear()  # what plays would take the cores from other tests
-    assert opened.errors == []
+    errors = opened.errors.copy()
+    opened.errors.clear()
+    assert errors == []
 
 
 @pytest.fixture(scope="session")
 def output(server: ComfyServer) -> Path:
     return server.base / "output"
+
+
+@pytest.fixture(scope="session")
+def clip(output: Path) -> dict[str, list[dict[str, str]]]:
+    from tests.browser.player import save_clips
+
+    return save_clips(output)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """12 frames, each brighter than the one before, in a folder of their own with a note that is no picture."""
+    from tests.browser.sequences import save_pictures
+
+    return save_pictures(tmp_path)
+
+
+@pytest.fixture
+def frames(canvas: "Canvas") -> "Locator":
+    """The part of a Load Frame Sequence node that shows its frames."""
+    from tests.browser.sequences import add_node
+
+    return add_node(canvas)
+
+
+@pytest.fixture
+def player(canvas: "Canvas", clip: dict[str, list[dict[str, str]]]) -> "Locator":
+    """The player of a Save GIF node that has saved the clip as a GIF."""
+    from tests.browser.player import show
+
+    return show(canvas, clip["gif"])

@@ -1,93 +1,11 @@
 """Save GIF's player, in both renderers: it plays, pauses, steps and seeks what the node saved."""
 
-import io
 import time
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from sdvideo_core.video_io import save_mp4
-
-expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
-
-NUM_FRAMES, WIDTH, HEIGHT = 6, 64, 48
-COLORS = [(40 * i, 255 - 40 * i, 128) for i in range(NUM_FRAMES)]
-
-
-@pytest.fixture(scope="module")
-def clip(output):
-    """A GIF of plain frames, each of a colour of its own, 100 ms long."""
-    first, *rest = [Image.new("RGB", (WIDTH, HEIGHT), color) for color in COLORS]
-    first.save(output / "plain.gif", save_all=True, append_images=rest, duration=100, loop=0)
-    first.save(output / "plain.webp", save_all=True, append_images=rest, duration=100, loop=0, lossless=True)
-    video = torch.tensor(COLORS).div(255)[:, :, None, None].expand(-1, -1, HEIGHT, WIDTH)  # (F, 3, H, W)
-    save_mp4(video.movedim(1, 0)[None], output / "plain.mp4", fps=10)
-    (output / "plain").mkdir(exist_ok=True)
-    for index, image in enumerate([first, *rest]):
-        image.save(output / "plain" / f"{index}.png")
-    return {
-        "gif": [saved("plain.gif")],
-        "webp": [saved("plain.webp")],
-        "mp4": [saved("plain.mp4")],
-        "png": [saved(f"{index}.png", "plain") for index in range(NUM_FRAMES)],
-    }
-
-
-def saved(name, folder=""):
-    return {"filename": name, "subfolder": folder, "type": "output"}
-
-
-@pytest.fixture
-def player(canvas, clip):
-    """The player of a Save GIF node that has saved the clip."""
-    return show(canvas, clip["gif"])
-
-
-def show(canvas, files, *formats):
-    """The player of a new Save GIF node that has saved the files, in as many runs as there are formats."""
-    number = canvas.add("SDVideoSaveGIF")
-    expect(canvas.player).to_be_hidden()
-    formats = formats or ("png sequence" if len(files) > 1 else "gif",)
-    # Outputs of older versions lack the path.
-    path = [f"/of/server/{files[0]['filename']}"] if len(formats) == 1 else []
-    canvas.show_output(number, {"images": files, "sdvideo": [[10, NUM_FRAMES, format, *path] for format in formats]})
-    expect(canvas.player).to_be_visible()
-    return canvas.player
-
-
-def picture(player):
-    """The pixels on the screen where the clip is."""
-    screenshot = player.locator(".sdvideo-stage").screenshot(animations="allow")
-    return np.asarray(Image.open(io.BytesIO(screenshot)).convert("RGB")).astype(int)
-
-
-def color(player):
-    pixels = picture(player)
-    height, width, _ = pixels.shape
-    return pixels[height // 2, width // 2]
-
-
-def counter(player):
-    return player.get_by_label("Frame counter")
-
-
-def wait_for_color(player, expected, tolerance):
-    """A video has its place before it has its picture."""
-    for _ in range(10):
-        if abs(color(player) - expected).max() <= tolerance:
-            return
-    pytest.fail(f"{color(player)}, not {expected}")
-
-
-def moves(player):
-    before = color(player)
-    return any(abs(color(player) - before).max() > 20 for _ in range(10))
-
-
-def pause(player):
-    player.get_by_role("button", name="Pause").click()
+from tests.browser.player import COLORS, NUM_FRAMES, counter, expect, moves, pause, picture, show, wait_for_color
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp", "mp4", "png"])
@@ -107,18 +25,20 @@ def test_a_clip_plays_and_stands_still_when_paused(canvas, clip, kind):
 @pytest.mark.parametrize(("kind", "tolerance"), [("gif", 2), ("mp4", 6)])
 def test_buttons_show_the_next_and_previous_frames_around_the_end(canvas, clip, kind, tolerance):
     player = show(canvas, clip[kind])
-    player.get_by_label("Frame", exact=True).fill("0")
+    slider = player.get_by_label("Frame", exact=True)
+    slider.fill("1")
     expect(player.get_by_role("button", name="Play")).to_be_visible()
     expect(counter(player)).to_have_text(f"1 / {NUM_FRAMES}")
     for step, frame in zip("NNPPPN", (2, 3, 2, 1, NUM_FRAMES, 1), strict=True):
         player.get_by_role("button", name={"N": "Next frame", "P": "Previous frame"}[step]).click()
         expect(counter(player)).to_have_text(f"{frame} / {NUM_FRAMES}")
+        expect(slider).to_have_value(str(frame))
         wait_for_color(player, COLORS[frame - 1], tolerance)
 
 
 def test_keys_step_and_play(player):
     pause(player)
-    player.get_by_label("Frame", exact=True).fill("0")
+    player.get_by_label("Frame", exact=True).fill("1")
     button = player.get_by_role("button", name="Play")
     button.press("ArrowRight")
     button.press("ArrowRight")
@@ -126,6 +46,29 @@ def test_keys_step_and_play(player):
     expect(counter(player)).to_have_text(f"2 / {NUM_FRAMES}")
     button.press("Space")
     expect(player.get_by_role("button", name="Pause")).to_be_visible()
+
+
+def test_a_frame_on_its_way_is_shown_though_the_page_is_hidden_or_seen_meanwhile(player):
+    pause(player)
+    script = """(slider) => {
+      slider.value = slider.value === "3" ? 5 : 3;
+      slider.dispatchEvent(new Event("input"));
+      document.dispatchEvent(new Event("visibilitychange"));
+      return Number(slider.value);
+    }"""
+    frame = player.get_by_label("Frame", exact=True).evaluate(script)
+    expect(counter(player)).to_have_text(f"{frame} / {NUM_FRAMES}")
+    wait_for_color(player, COLORS[frame - 1], 2)
+
+
+def test_the_keys_that_run_a_graph_do_so_from_a_button(canvas, player):
+    (saver,) = canvas.serialize()["nodes"]
+    canvas.connect(canvas.add("EmptyImage", (700, 150)), saver["id"], "images")
+    canvas.set_widgets({"batch_size": 2, "width": 64, "height": 64})
+    canvas.watch()
+    player.get_by_role("button", name="Next frame").press("Control+Enter")
+    canvas.finish()
+    expect(counter(player)).to_contain_text("/ 2")
 
 
 def test_all_is_reached_by_keys_and_has_a_name(canvas, player):
@@ -171,126 +114,6 @@ def test_motion_waits_for_a_click_where_the_user_wants_less_of_it(canvas, clip):
     before = picture(player)
     time.sleep(0.25)
     assert np.array_equal(picture(player), before)
-
-
-def test_a_missing_file_is_said(canvas):
-    number = canvas.add("SDVideoSaveGIF")
-    canvas.show_output(number, {"images": [saved("gone.gif")]})
-    expect(canvas.player.get_by_role("alert")).to_have_text("Cannot show gone.gif: HTTP 404")
-    canvas.errors[:] = [error for error in canvas.errors if "gone.gif" not in error]
-
-
-def test_nothing_of_the_player_is_stored_in_the_workflow(canvas, player):
-    (node,) = canvas.serialize()["nodes"]
-    canvas.clear()
-    canvas.add("SaveAnimatedWEBP")
-    assert "player" not in str(node["widgets_values_named"])
-    assert all(slot["name"] != "player" for slot in node["inputs"])
-    assert len(node["widgets_values"]) == len(node["widgets_values_named"])
-
-
-def test_only_the_player_shows_the_clip(canvas, player):
-    shown = canvas.page.locator("img[src*='plain.gif']")
-    assert shown.count() == 0
-    assert canvas.page.evaluate("app.graph.nodes[0].imgs ?? null") is None
-
-
-def test_it_is_there_again_when_the_workflow_is_opened_again(canvas, player):
-    outputs = canvas.page.evaluate("structuredClone(app.nodeOutputs)")
-    workflow = canvas.serialize()
-    canvas.clear()
-    expect(player).to_be_hidden()
-    canvas.load(workflow)
-    canvas.page.evaluate("(outputs) => { app.nodeOutputs = outputs }", outputs)
-    expect(player).to_be_visible()
-
-
-@pytest.mark.parametrize("kind", ["gif", "webp"])
-def test_without_a_decoder_as_over_plain_http_it_has_the_same_buttons(canvas, clip, kind):
-    canvas.page.evaluate("() => { window.kept = window.ImageDecoder; delete window.ImageDecoder; }")
-    player = show(canvas, clip[kind])
-    canvas.page.evaluate("() => { window.ImageDecoder = window.kept; }")
-    assert moves(player)
-    pause(player)
-    for frame in (3, NUM_FRAMES - 1):
-        player.get_by_label("Frame", exact=True).fill(str(frame))
-        expect(counter(player)).to_have_text(f"{frame + 1} / {NUM_FRAMES}")
-        wait_for_color(player, COLORS[frame], 6)
-    player.get_by_role("button", name="Next frame").click()
-    expect(counter(player)).to_have_text(f"1 / {NUM_FRAMES}")
-    wait_for_color(player, COLORS[0], 6)
-
-
-def test_the_menu_opens_saves_and_names_the_file(canvas, player):
-    pause(player)
-    path = {}
-    for entry in ("Copy Path", "Save File", "Open in New Tab"):
-        player.locator(".sdvideo-stage").click(button="right")
-        item = canvas.page.get_by_text(entry, exact=True).last
-        if entry == "Save File":
-            with canvas.page.expect_download() as download:
-                item.click()
-            path[entry] = download.value.suggested_filename
-        elif entry == "Open in New Tab":
-            with canvas.page.context.expect_page() as page:
-                item.click()
-            path[entry] = page.value.url.rpartition("?")[2]
-            page.value.close()
-        else:
-            item.click()
-            path[entry] = canvas.page.evaluate("navigator.clipboard.readText()")
-    assert path == {
-        "Copy Path": "/of/server/plain.gif",
-        "Save File": "plain.gif",
-        "Open in New Tab": "filename=plain.gif&subfolder=&type=output",
-    }
-
-
-def test_a_portrait_clip_is_shown_whole_and_fills_the_node(canvas, output):
-    Image.new("RGB", (120, 160), (200, 30, 30)).save(output / "portrait.png")
-    pixels = picture(show(canvas, [saved("portrait.png")]))
-    height, width, _ = pixels.shape
-    assert height / width == pytest.approx(160 / 120, rel=0.05)
-    assert abs(pixels[10:-10, 3:-3] - (200, 30, 30)).max() <= 2
-
-
-@pytest.fixture(scope="module")
-def others(output, clip):
-    """Clips of other lengths, and pictures of the same names in another folder."""
-    for number, length in enumerate((2, 4)):
-        first, *rest = [Image.new("RGB", (WIDTH, HEIGHT), color) for color in COLORS[:length]]
-        first.save(output / f"run_{number}.gif", save_all=True, append_images=rest, duration=100, loop=0)
-    (output / "white").mkdir(exist_ok=True)
-    for index in range(NUM_FRAMES):
-        Image.new("RGB", (WIDTH, HEIGHT), "white").save(output / "white" / f"{index}.png")
-    return {
-        "gifs": [saved("run_0.gif"), saved("run_1.gif")],
-        "white": [{**file, "subfolder": "white"} for file in clip["png"]],
-    }
-
-
-def test_what_several_runs_saved_is_as_many_clips(canvas, clip, others):
-    """Of a list, ComfyUI joins the outputs."""
-    files = [*others["gifs"], *clip["png"], *clip["mp4"]]
-    player = show(canvas, files, "gif", "gif", "png sequence", "mp4")
-    chosen = player.get_by_label("Clip", exact=True)
-    assert chosen.locator("option").all_inner_texts() == ["1: run_0.gif", "2: run_1.gif", "3: 0.png", "4: plain.mp4"]
-    for index, (num_frames, path) in enumerate({2: "run_0.gif", 4: "run_1.gif", NUM_FRAMES: "plain"}.items()):
-        chosen.select_option(str(index))
-        expect(counter(player)).to_contain_text(f"/ {num_frames}")
-        player.locator(".sdvideo-stage").click(button="right")
-        canvas.page.get_by_text("Copy Path", exact=True).last.click()
-        assert canvas.page.evaluate("navigator.clipboard.readText()") == f"output/{path}"
-    chosen.select_option("3")
-    expect(player.locator("video")).to_be_visible()
-
-
-def test_other_files_of_the_same_names_are_shown_when_the_workflow_is_opened_again(canvas, clip, others):
-    player = show(canvas, clip["png"])
-    (node,) = canvas.serialize()["nodes"]
-    output = {"images": others["white"], "sdvideo": [[10, NUM_FRAMES, "png sequence"]]}
-    canvas.page.evaluate("(outputs) => { app.nodeOutputs = outputs }", {str(node["id"]): output})
-    wait_for_color(player, np.array([255, 255, 255]), 2)
 
 
 @pytest.mark.parametrize("key", ["Delete", "Backspace"])
@@ -347,3 +170,43 @@ def test_clips_share_one_clock_and_stop_with_the_page(canvas, clip):
     expect(video).to_have_js_property("paused", True)
     canvas.page.evaluate(hide, False)
     expect(video).to_have_js_property("paused", False)
+
+
+def test_a_video_goes_at_the_speed_that_is_chosen_after_a_pause_too(canvas, clip):
+    player = show(canvas, clip["mp4"])
+    video = player.get_by_role("img", name="plain.mp4")
+    player.get_by_label("Speed").select_option("2")
+    expect(video).to_have_js_property("playbackRate", 2)
+    pause(player)
+    expect(video).to_have_js_property("paused", True)
+    player.get_by_role("button", name="Play").click()
+    expect(video).to_have_js_property("paused", False)
+    expect(video).to_have_js_property("playbackRate", 2)
+
+
+COUNT_LISTENERS = """() => {
+  window.listening = new Set();
+  const count = (name, note) => {
+    document[name] = function (type, listener) {
+      if (type === "visibilitychange" && new Error().stack.includes("player.js")) note(listener);
+      return Document.prototype[name].apply(this, arguments);
+    };
+  };
+  count("addEventListener", (listener) => window.listening.add(listener));
+  count("removeEventListener", (listener) => window.listening.delete(listener));
+}"""
+
+
+def test_no_player_that_is_gone_listens_to_the_page(canvas, clip):
+    """ComfyUI tells no node that its subgraph is gone."""
+    canvas.page.evaluate(COUNT_LISTENERS)
+    inner = canvas.add("SDVideoSaveGIF")
+    outer = canvas.wrap(inner)
+    canvas.enter(outer)
+    path = f"{outer}:{inner}"
+    output = {"images": clip["gif"], "sdvideo": [[10, NUM_FRAMES, "gif"]]}
+    canvas.report("executed", {"node": path, "display_node": path, "output": output})
+    canvas.page.wait_for_function("window.listening.size === 1")
+    canvas.clear()
+    canvas.page.wait_for_function("window.listening.size === 0")
+    canvas.page.evaluate("() => { delete document.addEventListener; delete document.removeEventListener; }")
