@@ -1,5 +1,6 @@
 /** Live preview: the clip being sampled plays on the node that samples it, with step, speed and time left. */
 
+import { mayMove } from "./clock.js";
 import { TEXT_HEIGHT, addElementWidget, makeRoom, tag } from "./elements.js";
 import { runningNode } from "./running_node.js";
 import { say } from "./words.js";
@@ -18,7 +19,7 @@ export function showSampling(app) {
     live ??= new LivePreview(node, app);
     live.show(detail);
   });
-  for (const kind of ["executing", "execution_success", "execution_error", "execution_interrupted"])
+  for (const kind of ["executing", "execution_success", "execution_error", "execution_interrupted", "reconnecting"])
     app.api.addEventListener(kind, end);
 }
 
@@ -27,16 +28,21 @@ class LivePreview {
   #canvas = tag("canvas", { hidden: true, role: "img", ariaLabel: say("clipSoFar") });
   #text = tag("output", { ariaLabel: say("progress"), ariaLive: "off" });
   #sheet = null; // {picture, frames, fps, columns, width, height}
+  #numSheets = 0;
+  #newest = 0; // number of the sheet that is shown
   #restoreStock;
+  #height; // of the node without the preview, and with it
+  #grown;
   #timer = 0;
   #frame = 0;
 
   constructor(node, app) {
     this.node = node;
+    this.#height = node.size[1];
     this.element.append(this.#canvas, this.#text);
     this.#restoreStock = hideStockPreview(node);
     this.widget = addElementWidget(node, "live_preview", this.element, (width) => this.#heightAt(width), app);
-    makeRoom(node);
+    this.#makeRoom();
   }
 
   show(report) {
@@ -45,27 +51,36 @@ class LivePreview {
   }
 
   close() {
+    this.#newest = Infinity;
     clearInterval(this.#timer);
     this.#restoreStock();
     this.node.removeWidget(this.widget);
+    // Unless the user has made it another.
+    if (this.node.size[1] === this.#grown) this.node.setSize([this.node.size[0], this.#height]);
     this.node.setDirtyCanvas(true, true);
   }
 
   async #load(sheet) {
+    const number = ++this.#numSheets;
     const picture = new Image();
     picture.src = sheet.image;
     await picture.decode();
-    const isFirst = !this.#sheet;
+    // By now it may be closed, or show a newer one.
+    if (number < this.#newest) return;
+    this.#newest = number;
+    const isLike = ["frames", "fps", "width", "height"].every((name) => sheet[name] === this.#sheet?.[name]);
     this.#sheet = { ...sheet, picture };
-    this.#draw();
-    if (isFirst) this.#start();
+    if (isLike) this.#draw();
+    else this.#start();
   }
 
   #start() {
+    clearInterval(this.#timer);
+    this.#frame = 0;
     Object.assign(this.#canvas, { hidden: false, width: this.#sheet.width, height: this.#sheet.height });
     this.#draw();
-    makeRoom(this.node);
-    if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+    this.#makeRoom();
+    if (!mayMove()) return;
     this.#timer = setInterval(() => {
       this.#frame = (this.#frame + 1) % this.#sheet.frames;
       this.#draw();
@@ -77,6 +92,11 @@ class LivePreview {
     const [column, row] = [this.#frame % columns, Math.floor(this.#frame / columns)];
     const place = [column * width, row * height, width, height];
     this.#canvas.getContext("2d").drawImage(picture, ...place, 0, 0, width, height);
+  }
+
+  #makeRoom() {
+    makeRoom(this.node);
+    this.#grown = this.node.size[1];
   }
 
   #heightAt(width) {

@@ -1,12 +1,11 @@
 /** Training: while Train Video LoRA runs, its node shows the loss curve and the newest sample clip. */
 
-import { TEXT_HEIGHT, addElementWidget, makeRoom, tag } from "./elements.js";
+import { fileUrl } from "./clip.js";
+import { TEXT_HEIGHT, addElementWidget, after, makeRoom, tag } from "./elements.js";
 import { Player } from "./player.js";
 import { runningNode } from "./running_node.js";
 import { describeSpeed } from "./sampling.js";
 import { say } from "./words.js";
-
-export const TRAIN_LORA = "SDVideoTrainLoRA";
 
 const CURVE = { width: 480, height: 160 }; // pixels of the canvas, shown at the node's width
 
@@ -21,9 +20,17 @@ export function showTraining(app) {
       monitors.delete(path);
     }
     if (!node) return;
-    if (!monitors.has(path)) monitors.set(path, new Monitor(node, app));
+    if (!monitors.has(path)) add(node, path);
     monitors.get(path).show(detail, app);
   });
+  function add(node, path) {
+    const monitor = new Monitor(node, app);
+    monitors.set(path, monitor);
+    after(node, "onRemoved", () => {
+      monitor.player.close();
+      if (monitors.get(path) === monitor) monitors.delete(path);
+    });
+  }
 }
 
 class Monitor {
@@ -37,11 +44,6 @@ class Monitor {
     this.node = node;
     this.element.append(this.#curve, this.#text, this.player.element);
     this.widget = addElementWidget(node, "training", this.element, (width) => this.heightAt(width), app);
-    const { onRemoved } = node;
-    node.onRemoved = (...args) => {
-      onRemoved?.apply(node, args);
-      this.player.close();
-    };
   }
 
   close() {
@@ -62,8 +64,7 @@ class Monitor {
 
   async #showSample(sample, app) {
     this.#sample = JSON.stringify(sample);
-    const url = app.api.apiURL(`/view?${new URLSearchParams(sample)}`);
-    await this.player.load([{ files: [{ ...sample, url }], fps: 8 }]);
+    await this.player.load([{ files: [{ ...sample, url: fileUrl(sample, app) }], fps: 8 }]);
     makeRoom(this.node);
   }
 

@@ -1,9 +1,14 @@
 """Sampling and training in both renderers: what is being made plays on its node, with speed and time left."""
 
+import base64
+import io
+import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
@@ -73,43 +78,147 @@ def test_the_clip_plays_on_its_sampler_while_it_is_made_and_is_gone_after(canvas
     assert values(canvas) == before
 
 
+def sheet(reds, columns, height=8):
+    """Frames 8 pixels wide, each of a red of its own, as the server sends them."""
+    picture = Image.new("RGB", (8 * columns, height * -(-len(reds) // columns)))
+    for index, red in enumerate(reds):
+        picture.paste(Image.new("RGB", (8, height), (red, 0, 0)), (index % columns * 8, index // columns * height))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    image = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return {"image": image, "frames": len(reds), "fps": 8, "columns": columns, "width": 8, "height": height}
+
+
+def reds_shown(picture, milliseconds):
+    """The reds that follow each other in the preview."""
+    script = """(canvas, milliseconds) => new Promise((resolve) => {
+      const reds = [];
+      const look = setInterval(() => {
+        const [red] = canvas.getContext("2d").getImageData(4, 4, 1, 1).data;
+        if (red !== reds.at(-1)) reds.push(red);
+      }, 5);
+      setTimeout(() => resolve(reds, clearInterval(look)), milliseconds);
+    })"""
+    return picture.evaluate(script, milliseconds)
+
+
+def height(canvas):
+    canvas.wait_for_frames()
+    return canvas.page.evaluate("app.graph.nodes[0].size[1]")
+
+
+def test_the_preview_goes_through_its_frames_in_order_and_leaves_the_node_as_it_was(canvas):
+    number = canvas.add("SDVideoDDIMSampler")
+    before = height(canvas)
+    reds = [20 + 30 * index for index in range(8)]
+    canvas.report("sdvideo.sampling", {"node": number, **SPEED, "sheet": sheet(reds, columns=3)})
+    picture = live(canvas).get_by_label("The clip so far")
+    expect(picture).to_be_visible()
+    shown = reds_shown(picture, 1500)
+    assert set(shown) == set(reds)
+    assert all((b - a) % 240 == 30 for a, b in itertools.pairwise(shown))
+    # Another clip, on the same node before the one before is over.
+    canvas.report("sdvideo.sampling", {"node": number, **SPEED, "sheet": sheet([11, 99], columns=2, height=6)})
+    expect(picture).to_have_js_property("height", 6)
+    assert set(reds_shown(picture, 400)) == {11, 99}
+    canvas.report("reconnecting", {})
+    expect(live(canvas)).to_have_count(0)
+    canvas.report("reconnected", {})
+    assert height(canvas) == before
+
+
 def test_the_preview_stands_still_where_the_user_wants_less_motion(canvas):
     number = canvas.add("SDVideoDDIMSampler")
     canvas.page.emulate_media(reduced_motion="reduce")
-    sheet = """() => {
-      const sheet = Object.assign(document.createElement("canvas"), { width: 64, height: 8 });
-      const context = sheet.getContext("2d");
-      context.fillRect(0, 0, 8, 8);
-      context.fillStyle = "white";
-      context.fillRect(8, 0, 56, 8);
-      return sheet.toDataURL();
-    }"""
-    report = {"node": number, "step": 1, "steps": 9, "seconds_per_step": 1, "seconds_left": 8}
-    report["sheet"] = {"image": canvas.page.evaluate(sheet), "frames": 8, "columns": 8, "width": 8, "height": 8}
-    canvas.report("sdvideo.sampling", report)
+    canvas.report("sdvideo.sampling", {"node": number, **SPEED, "sheet": sheet([20, 80, 140], columns=2)})
     picture = live(canvas).get_by_label("The clip so far")
     expect(picture).to_be_visible()
-    # A frame is 125 ms long, and only the first is black.
-    script = """async (canvas) => {
-      await new Promise((resolve) => setTimeout(resolve, 250));
-      return [...canvas.getContext("2d").getImageData(4, 4, 1, 1).data];
-    }"""
-    assert picture.evaluate(script) == [0, 0, 0, 255]
+    assert reds_shown(picture, 300) == [20]
     canvas.page.emulate_media(reduced_motion="no-preference")
     canvas.report("execution_success", {})
     expect(live(canvas)).to_have_count(0)
 
 
+def test_a_preview_that_is_over_before_its_picture_is_read_leaves_no_timer(canvas):
+    """As of a run of one step."""
+    script = """async (report) => {
+      const { setInterval, clearInterval } = window;
+      const running = new Set();
+      window.setInterval = (...args) => {
+        const timer = setInterval(...args);
+        if (new Error().stack.includes("sampling.js")) running.add(timer);
+        return timer;
+      };
+      window.clearInterval = (timer) => {
+        running.delete(timer);
+        clearInterval(timer);
+      };
+      app.api.dispatchCustomEvent("sdvideo.sampling", report);
+      app.api.dispatchCustomEvent("executing", null);
+      const image = Object.assign(new Image(), { src: report.sheet.image });
+      await image.decode();
+      await new Promise((resolve) => setTimeout(resolve, 100));
+      Object.assign(window, { setInterval, clearInterval });
+      return running.size;
+    }"""
+    number = canvas.add("SDVideoDDIMSampler")
+    assert canvas.page.evaluate(script, {"node": number, **SPEED, "sheet": sheet([20, 80], columns=2)}) == 0
+
+
+def test_step_speed_and_time_left_are_said(canvas):
+    number = canvas.add("SDVideoDDIMSampler")
+    for seconds, left, text in (
+        (0.25, 3725, "3 / 9 · 4.0 steps/s · 01:02:05 left"),
+        (2.5, 8, "3 / 9 · 2.5 s/step · 00:08 left"),
+    ):
+        report = {"node": number, "step": 3, "steps": 9, "seconds_per_step": seconds, "seconds_left": left}
+        canvas.report("sdvideo.sampling", report)
+        expect(live(canvas).get_by_label("Progress")).to_have_text(text)
+    canvas.report("execution_success", {})
+
+
+def test_where_previews_are_off_only_the_progress_is_shown(canvas):
+    method = "(method) => app.extensionManager.setting.set('Comfy.Execution.PreviewMethod', method)"
+    canvas.page.evaluate(method, "none")
+    load(canvas, "txt2vid", width=64, height=64, num_frames=4, steps=STEPS[canvas.renderer] // 5)
+    canvas.start()
+    expect(live(canvas).get_by_label("Progress")).to_contain_text(" left")
+    expect(live(canvas).get_by_label("The clip so far")).to_be_hidden()
+    canvas.finish()
+    canvas.page.evaluate(method, "default")
+
+
+def test_the_loss_curve_goes_from_the_highest_to_the_lowest(canvas):
+    number = canvas.add("SDVideoTrainLoRA")
+    canvas.report("sdvideo.training", {"node": number, **SPEED, "losses": [1, 0]})
+    script = """(canvas, places) => places.map(
+      ([x, y]) => [...canvas.getContext("2d").getImageData(x, y, 1, 1).data])"""
+    places = [[20, 14], [240, 80], [460, 145], [467, 12], [30, 140]]
+    start, middle, end, *beside = live(canvas, "Training").get_by_label("Loss curve").evaluate(script, places)
+    assert start == middle == end
+    assert start[3] == 255
+    assert [alpha for *_, alpha in beside] == [0, 0]
+
+
 def test_training_shows_its_loss_and_a_clip(canvas):
     load(canvas, "train_lora", steps=6, num_frames=2, width=64, height=64, sample_every=3, sample_prompt="a red circle")
     canvas.set_widgets({"seed": STEPS[canvas.renderer]})
+    texts = """() => {
+      window.texts = new Set();
+      const look = () => window.texts.add(document.querySelector(".sdvideo-live output")?.value);
+      window.observer = new MutationObserver(look);
+      window.observer.observe(document.body, { subtree: true, childList: true, characterData: true });
+    }"""
+    canvas.page.evaluate(texts)
     canvas.start()
     monitor = live(canvas, "Training")
     expect(monitor.get_by_label("Progress")).to_contain_text("6 / 6", timeout=120_000)
     expect(monitor.get_by_label("Progress")).to_contain_text("· loss ")
-    drawn = "(canvas) => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean)"
-    assert monitor.get_by_role("img").evaluate(drawn)
+    shown = canvas.page.evaluate("() => (window.observer.disconnect(), [...window.texts].filter(Boolean))")
+    assert len({text.partition(" / ")[0] for text in shown}) > 1
+    expect(monitor.get_by_role("img", name=re.compile("^0*6_"))).to_be_visible()  # the newest clip
     expect(monitor.get_by_label("Frame counter")).to_contain_text("/ 2")
+    assert canvas.tab_through(monitor, 5)[2:] == ["Next frame", "Frame", "Speed"]
     canvas.finish()
 
 
