@@ -1,9 +1,9 @@
 /** Load Frame Sequence: files dropped on it or chosen are uploaded, and a strip shows which frames it picks. */
 
-import { addElementWidget, makeRoom, tag } from "./elements.js";
+import { addElementWidget, after, makeRoom, tag } from "./elements.js";
 import { FrameStrip } from "./frame_strip.js";
 import { nodeAtPath } from "./running_node.js";
-import { readChoice, readDrop, upload } from "./upload.js";
+import { CLIP, readChoice, readDrop, upload } from "./upload.js";
 import { say } from "./words.js";
 
 export const LOAD_FRAMES = "SDVideoLoadFrameSequence";
@@ -11,16 +11,15 @@ export const LOAD_FRAMES = "SDVideoLoadFrameSequence";
 const PICK = ["offset", "stride", "num_frames"];
 const HEIGHT = 142; // pixels, of elements.css's parts together
 const CLIPS_FOLDER = "sdvideo"; // in the input folder
-// One file of these is a clip by itself; other pictures are frames of one, in a folder.
-const CLIP = /\.(gif|apng|mp4|webm|mov|mkv|avi|m4v)$/i;
 const CLIP_OR_PICTURE = /\.webp$/i;
 
 const strips = new WeakMap(); // node -> what reads its source again
+let uploads = Promise.resolve(); // one after the other, as two at once would take the same folder
 
 export function addStrip(node, app) {
   const strip = new FrameStrip();
   const progress = tag("progress", { hidden: true, ariaLabel: say("upload") });
-  const bring = (chosen) => bringIn(node, chosen, strip, progress, app);
+  const bring = (chosen) => (uploads = uploads.then(() => bringIn(node, chosen, strip, progress, app)));
   const element = tag("div", { className: "sdvideo-frames", role: "group", ariaLabel: say("framesToLoad") });
   const buttons = tag("div", { className: "sdvideo-controls" });
   buttons.append(chooser(say("chooseFiles"), { multiple: true, accept: "image/*,video/*" }, bring));
@@ -46,14 +45,21 @@ export function followFiles(app) {
 function takeDrops(node, element, bring, app) {
   // Above an element the canvas does not see what is dragged.
   element.addEventListener("dragover", (event) => {
+    if (!hasFiles(event)) return;
     event.preventDefault();
     app.dragOverNode = node;
   });
   element.addEventListener("dragleave", () => {
     if (app.dragOverNode === node) app.dragOverNode = null;
   });
-  node.onDragOver = ({ dataTransfer }) => dataTransfer.types.includes("Files");
-  node.onDragDrop = ({ dataTransfer }) => readDrop(dataTransfer).then(bring).then(() => true);
+  node.onDragOver = hasFiles;
+  // Vue nodes hand on all that is dropped.
+  node.onDragDrop = async (event) => hasFiles(event) && readDrop(event.dataTransfer).then(bring).then(() => true);
+}
+
+/** Of a text, the canvas and the page may make what they want. */
+function hasFiles({ dataTransfer }) {
+  return dataTransfer.types.includes("Files");
 }
 
 /** A button that opens a file dialog. */
@@ -68,7 +74,7 @@ async function bringIn(node, chosen, strip, progress, app) {
   try {
     await uploadSource(node, chosen, app, (fraction) => (progress.value = fraction));
   } catch (error) {
-    strip.clear(say("cannotUpload", { error: error.message }));
+    strip.warn(say("cannotUpload", { error: error.message }));
   }
   progress.hidden = true;
 }
@@ -124,14 +130,16 @@ function widgetOf(node, name) {
 }
 
 function followWidgets(node, strip, app) {
-  const pick = () => strip.pick(Object.fromEntries(PICK.map((name) => [name, widgetOf(node, name).value])));
+  const isLinked = ({ widget, link }) => link != null && [...PICK, "source"].includes(widget?.name);
+  const values = () => Object.fromEntries(PICK.map((name) => [name, widgetOf(node, name).value]));
   let shown = null;
   let reading = 0;
   const read = async () => {
     const request = ++reading;
-    const source = (shown = widgetOf(node, "source").value);
+    const source = widgetOf(node, "source").value;
     if (!source) return;
-    strip.wait(say("reading", { source }));
+    if (source !== shown) strip.wait(say("reading", { source }));
+    shown = source;
     const clip = await describe(source, app);
     if (request !== reading) return;
     if (clip.error) shown = null;
@@ -139,15 +147,27 @@ function followWidgets(node, strip, app) {
     else strip.show(clip);
     makeRoom(node);
   };
-  const follow = () => {
-    pick();
+  // A workflow's values come after the node is made, one by one.
+  const follow = onceAtATime(() => {
+    strip.pick(node.inputs.some(isLinked) ? null : values());
     if (widgetOf(node, "source").value !== shown) read();
-  };
+  });
   strips.set(node, read);
   for (const name of [...PICK, "source"]) after(widgetOf(node, name), "callback", follow);
-  // A workflow's values come after the node is made, without callbacks.
-  after(node, "onConfigure", follow);
-  after(node, "onAdded", follow);
+  for (const event of ["onConfigure", "onAdded", "onConnectionsChange"]) after(node, event, follow);
+}
+
+/** What can be called often, and does something once when all that goes on now is over. */
+function onceAtATime(action) {
+  let isDue = false;
+  const act = () => {
+    isDue = false;
+    action();
+  };
+  return () => {
+    if (!isDue) queueMicrotask(act);
+    isDue = true;
+  };
 }
 
 async function describe(source, app) {
@@ -157,13 +177,4 @@ async function describe(source, app) {
   } catch (error) {
     return { error: say("cannotRead", { source, error: error.message }) };
   }
-}
-
-function after(object, name, action) {
-  const before = object[name];
-  object[name] = function () {
-    const result = before?.apply(this, arguments);
-    action();
-    return result;
-  };
 }

@@ -1,5 +1,8 @@
 /** Uploads: pictures and videos from this computer into ComfyUI's input folder. */
 
+// One file of these is a clip by itself; other pictures are frames of one, in a folder.
+export const CLIP = /\.(gif|apng|mp4|webm|mov|mkv|avi|m4v)$/i;
+
 const AT_ONCE = 4;
 
 /** Send files into a subfolder of the input folder. Returns their names there; onProgress(fraction) in 0..1. */
@@ -10,7 +13,10 @@ export async function upload(files, subfolder, api, onProgress) {
   const sendNext = async () => {
     while (next < files.length) {
       const index = next++;
-      names[index] = await send(files[index], subfolder, api);
+      names[index] = await send(files[index], subfolder, api).catch((error) => {
+        next = files.length; // the others are of no use without it
+        throw error;
+      });
       onProgress(++done / files.length);
     }
   };
@@ -46,7 +52,8 @@ export function readChoice(input) {
 }
 
 function isMedia(file) {
-  return /^(image|video)\//.test(file.type);
+  // Some systems know no type of rarer kinds of video.
+  return /^(image|video)\//.test(file.type) || CLIP.test(file.name);
 }
 
 async function readEntry(entry) {

@@ -45,6 +45,10 @@ const WORDS = {
     en: "{picked} of {available} frames, {width} × {height}",
     zh: "已选取 {picked} / {available} 帧，{width} × {height}",
   },
+  pickedByLink: {
+    en: "{available} frames, {width} × {height}; a link decides which are picked",
+    zh: "{available} 帧，{width} × {height}；由连线决定选取哪些帧",
+  },
   tooFew: { en: "; {missing} too few", zh: "；缺少 {missing} 帧" },
   reading: { en: "Reading {source} …", zh: "正在读取 {source} …" },
   cannotRead: { en: "Cannot read {source}: {error}", zh: "无法读取 {source}：{error}" },

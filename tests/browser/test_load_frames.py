@@ -1,64 +1,11 @@
-"""Load Frame Sequence in both renderers: files dropped on it or chosen, and the strip of its frames."""
+"""Load Frame Sequence in both renderers: the strip of its frames, and which of them the node picks."""
 
-import itertools
-
-import pytest
-from PIL import Image
-
-expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
-
-NUM_FRAMES, WIDTH, HEIGHT = 12, 48, 32
-SIZE = f"{WIDTH} \N{MULTIPLICATION SIGN} {HEIGHT}"
-FOLDERS = (f"walk-{number}" for number in itertools.count())
-TITLE = (350, 135)  # a place on the node's title
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    """12 frames, each brighter than the one before, in a folder of their own with a note that is no picture."""
-    folder = tmp_path / next(FOLDERS)
-    folder.mkdir()
-    (folder / "notes.txt").write_text("frames of a walk", encoding="utf-8")
-    for index in range(NUM_FRAMES):
-        Image.new("RGB", (WIDTH, HEIGHT), (20 * index, 0, 0)).save(folder / f"{folder.name}_{index + 1}.png")
-    return sorted(folder.glob("*.png"))
-
-
-@pytest.fixture
-def frames(canvas):
-    """The part of a Load Frame Sequence node that shows its frames."""
-    canvas.add("SDVideoLoadFrameSequence")
-    frames = canvas.page.get_by_role("group", name="Frames to load")
-    # It begins with the first source there is.
-    expect(frames.get_by_role("listitem")).not_to_have_count(0)
-    return frames
-
-
-def wait_for_source(canvas, name):
-    canvas.page.wait_for_function("(name) => app.graph.nodes[0].widgets[0].value === name", arg=name)
+from tests.browser.sequences import NUM_FRAMES, SIZE, TITLE, expect
 
 
 def picked(frames):
     items = frames.get_by_role("listitem")
     return [index for index in range(items.count()) if items.nth(index).get_attribute("data-picked") is not None]
-
-
-def test_pictures_dropped_on_the_node_become_a_folder_and_a_strip(canvas, server, frames, pictures):
-    canvas.drop(*pictures, place=TITLE)
-    # 16 frames are wanted when a node is new.
-    expect(frames.get_by_role("status")).to_have_text(f"12 of 12 frames, {SIZE}; 4 too few")
-    wait_for_source(canvas, pictures[0].parent.name)
-    folder = server.base / "input" / pictures[0].parent.name
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == {p.name: p.read_bytes() for p in pictures}
-    assert frames.get_by_role("listitem").count() == NUM_FRAMES
-    shades = frames.get_by_role("img").evaluate_all(
-        """(images) => images.map((image) => {
-          const context = new OffscreenCanvas(1, 1).getContext("2d");
-          context.drawImage(image, 0, 0);
-          return context.getImageData(0, 0, 1, 1).data[0];
-        })"""
-    )
-    assert shades == [pytest.approx(20 * index, abs=6) for index in range(NUM_FRAMES)]
 
 
 def test_the_strip_marks_what_the_node_picks(canvas, frames, pictures):
@@ -71,108 +18,65 @@ def test_the_strip_marks_what_the_node_picks(canvas, frames, pictures):
     assert [name for name in names if "picked" in name] == [f"Frame {frame}, picked" for frame in (2, 5, 8)]
     workflow = canvas.serialize()
     canvas.clear()
+    asked = []
+
+    def note(request):
+        asked.append(request.url)
+
+    canvas.page.on("request", note)
     canvas.load(workflow)
     expect(frames.get_by_role("listitem")).to_have_count(NUM_FRAMES)
+    canvas.page.remove_listener("request", note)
     assert picked(frames) == [2, 5, 8]
+    # Another source's strip would make this one wait.
+    assert len([url for url in asked if "/sdvideo/strip" in url]) == 1
 
 
-def test_a_folder_is_chosen_without_what_is_no_picture_or_deeper(canvas, server, frames, pictures):
-    (pictures[0].parent / "masks").mkdir()
-    Image.new("RGB", (WIDTH, HEIGHT)).save(pictures[0].parent / "masks" / "deeper.png")
-    with canvas.page.expect_file_chooser() as chooser:
-        frames.get_by_role("button", name="Choose Folder").click()
-    chooser.value.set_files(pictures[0].parent)
+def test_the_strip_marks_what_a_user_sets(canvas, frames, pictures):
+    canvas.drop(*pictures, place=TITLE)
     expect(frames.get_by_role("listitem")).to_have_count(NUM_FRAMES)
-    wait_for_source(canvas, pictures[0].parent.name)
-    assert len(list((server.base / "input" / pictures[0].parent.name).iterdir())) == NUM_FRAMES
+    if canvas.renderer == "vue":
+        canvas.page.locator("[data-node-id]").get_by_test_id("increment").nth(1).click()
+    else:
+        place = """() => {
+          const [node] = app.graph.nodes;
+          const widget = node.widgets.find(({ name }) => name === "offset");
+          return [node.pos[0] + node.size[0] - 25, node.pos[1] + widget.last_y + 10];
+        }"""
+        canvas.page.mouse.click(*canvas.page.evaluate(place))
+    expect(frames.get_by_role("status")).to_contain_text("11 of 12 frames")
+    assert picked(frames) == list(range(1, NUM_FRAMES))
 
 
-def test_a_large_set_goes_with_a_progress_bar(canvas, frames, tmp_path):
-    folder = tmp_path / next(FOLDERS)
-    folder.mkdir()
-    many = [folder / f"{index}.png" for index in range(60)]
-    for path in many:
-        Image.new("RGB", (8, 8)).save(path)
-    sent, held = [], []
+def test_the_strip_marks_nothing_where_a_link_decides(canvas, frames, pictures):
+    canvas.drop(*pictures, place=TITLE)
+    status = frames.get_by_role("status")
+    expect(status).to_contain_text("12 of 12 frames")
+    (node,) = canvas.serialize()["nodes"]
+    canvas.connect(canvas.add("PrimitiveInt", (800, 150)), node["id"], "offset")
+    expect(status).to_have_text(f"12 frames, {SIZE}; a link decides which are picked")
+    assert picked(frames) == []
+    canvas.page.evaluate("app.graph.nodes[0].inputs.forEach((_, index) => app.graph.nodes[0].disconnectInput(index))")
+    expect(status).to_contain_text("12 of 12 frames")
+    assert picked(frames) == list(range(NUM_FRAMES))
 
-    def hold_the_second_half(route):
-        sent.append(route)
-        route.continue_() if len(sent) <= 30 or held is None else held.append(route)
 
-    canvas.page.route("**/upload/image", hold_the_second_half)
-    bar = frames.get_by_role("progressbar", name="Upload")
-    expect(bar).to_be_hidden()
-    canvas.drop(*many, place=TITLE)
-    expect(bar).to_have_js_property("value", 0.5)
-    expect(bar).to_be_visible()
-    assert bar.bounding_box()["width"] > 40
-    waiting, held = held, None
-    for route in waiting:
-        route.continue_()
-    expect(bar).to_be_hidden()
-    expect(frames.get_by_role("status")).to_have_text("16 of 60 frames, 8 \N{MULTIPLICATION SIGN} 8")
-    canvas.page.unroute("**/upload/image")
+def test_the_wheel_moves_the_strip_that_was_clicked(canvas, frames, pictures):
+    canvas.drop(*pictures, place=TITLE)
+    expect(frames.get_by_role("listitem")).to_have_count(NUM_FRAMES)
+    strip = frames.get_by_role("list")
+    strip.click()
+    canvas.page.mouse.wheel(0, 120)
+    canvas.page.wait_for_function("document.activeElement.scrollLeft === 120")
+    assert canvas.page.evaluate("app.canvas.ds.scale") == 1
+    strip.evaluate("(strip) => strip.blur()")
+    canvas.page.mouse.wheel(0, 120)
+    canvas.page.wait_for_function("app.canvas.ds.scale < 1")
+    assert strip.evaluate("(strip) => strip.scrollLeft") == 120
 
 
 def test_all_is_reached_by_keys_and_has_a_name(canvas, frames):
     assert canvas.tab_through(frames, 3) == ["Choose Files", "Choose Folder", "Frames"]
-
-
-def save_gif(path, num_frames):
-    first, *rest = [Image.new("RGB", (WIDTH, HEIGHT), (0, 40 * index, 0)) for index in range(num_frames)]
-    first.save(path, save_all=True, append_images=rest)
-    return path
-
-
-def test_a_gif_stays_one_file(canvas, server, frames, tmp_path):
-    save_gif(tmp_path / f"one_{canvas.renderer}.gif", 5)
-    canvas.drop(tmp_path / f"one_{canvas.renderer}.gif", place=TITLE)
-    wait_for_source(canvas, f"sdvideo/one_{canvas.renderer}.gif")
-    expect(frames.get_by_role("listitem")).to_have_count(5)
-    assert (server.base / "input" / "sdvideo" / f"one_{canvas.renderer}.gif").is_file()
-    assert canvas.node_types() == ["SDVideoLoadFrameSequence"]
-
-
-def test_what_is_no_picture_is_refused(canvas, frames, tmp_path):
-    (tmp_path / "graph.json").write_text("{}", encoding="utf-8")
-    canvas.drop(tmp_path / "graph.json", place=TITLE)
-    expect(frames.get_by_role("status")).to_have_text("Cannot upload nothing: these are no pictures or videos")
-
-
-def test_of_several_clips_the_first_is_taken_and_the_user_told(canvas, frames, tmp_path):
-    names = [f"{which}_{canvas.renderer}.gif" for which in ("first", "second")]
-    canvas.drop(*[save_gif(tmp_path / name, 3) for name in names], place=TITLE)
-    wait_for_source(canvas, f"sdvideo/{names[0]}")
-    expect(canvas.page.get_by_text(f"Only {names[0]} is loaded")).to_be_visible()
-    expect(frames.get_by_role("listitem")).to_have_count(3)
-
-
-def test_pictures_go_without_the_clips_among_them(canvas, frames, pictures, tmp_path):
-    canvas.drop(save_gif(tmp_path / "among.gif", 3), *pictures, place=TITLE)
-    wait_for_source(canvas, pictures[0].parent.name)
-    expect(canvas.page.get_by_text("Only the pictures are loaded")).to_be_visible()
-    expect(frames.get_by_role("listitem")).to_have_count(NUM_FRAMES)
-
-
-def test_a_folder_gets_a_name_that_differs_in_more_than_its_case(canvas, server, frames, pictures):
-    name = f"Case-{canvas.renderer}"
-    (server.base / "input" / name.lower()).mkdir()
-    Image.new("RGB", (WIDTH, HEIGHT)).save(server.base / "input" / name.lower() / "0.png")
-    named = [path.rename(path.with_name(f"{name}_{index}.png")) for index, path in enumerate(pictures)]
-    canvas.drop(*named, place=TITLE)
-    wait_for_source(canvas, f"{name} (2)")
-
-
-def test_what_is_dropped_elsewhere_after_it_was_over_the_strip_is_not_the_nodes(canvas, frames, pictures):
-    canvas.add("SDVideoTextEncode", (700, 150))
-    text = canvas.page.locator("textarea").first.bounding_box()
-    strip = frames.get_by_role("list").bounding_box()
-    before = canvas.serialize()["nodes"][0]["widgets_values"]
-    way = [TITLE, (strip["x"] + 20, strip["y"] + 20)]
-    canvas.drop(pictures[0], place=(text["x"] + 20, text["y"] + 20), way=way)
-    # ComfyUI opens it as a picture.
-    canvas.page.wait_for_function("app.graph.nodes.some((node) => node.type === 'LoadImage')")
-    assert canvas.serialize()["nodes"][0]["widgets_values"] == before
 
 
 def test_the_strip_follows_the_files(canvas, server, frames, pictures):
@@ -194,13 +98,36 @@ def test_a_strip_that_could_not_be_read_is_read_again(canvas, frames, pictures):
     canvas.drop(*pictures, place=TITLE)
     status = frames.get_by_role("status")
     expect(status).to_contain_text("12 of 12 frames")
-    held = []
-    canvas.page.route("**/sdvideo/strip*", lambda route: held.append(route))
+    canvas.page.route("**/sdvideo/strip*", lambda route: route.abort())
     canvas.page.evaluate("app.refreshComboInNodes()")
-    expect(status).to_have_text(f"Reading {pictures[0].parent.name} \N{HORIZONTAL ELLIPSIS}")
-    held[0].abort()
     expect(status).to_contain_text(f"Cannot read {pictures[0].parent.name}: ")
     canvas.page.unroute("**/sdvideo/strip*")
     canvas.set_widgets({"stride": 1})
     expect(status).to_contain_text("12 of 12 frames")
+    canvas.errors[:] = [error for error in canvas.errors if "/sdvideo/strip" not in error]
+
+
+def test_what_is_read_again_is_said_once(canvas, frames, pictures):
+    canvas.drop(*pictures, place=TITLE)
+    status = frames.get_by_role("status")
+    expect(status).to_contain_text("12 of 12 frames")
+    script = """(status) => {
+      window.said = [];
+      window.observer = new MutationObserver(() => window.said.push(status.textContent));
+      window.observer.observe(status, { childList: true, characterData: true, subtree: true });
+    }"""
+    status.evaluate(script)
+    with canvas.page.expect_response("**/sdvideo/strip*"):
+        canvas.page.evaluate("app.refreshComboInNodes()")
+    canvas.wait_for_frames()
+    # As another source, it is said to be read first.
+    held = []
+    canvas.page.route("**/sdvideo/strip*", lambda route: held.append(route))
+    canvas.set_widgets({"source": "another"})
+    expect(status).to_have_text("Reading another \N{HORIZONTAL ELLIPSIS}")
+    held[0].continue_()
+    canvas.page.unroute("**/sdvideo/strip*")
+    expect(status).not_to_contain_text("Reading")
+    said = canvas.page.evaluate("() => (window.observer.disconnect(), window.said)")
+    assert said[0] == "Reading another \N{HORIZONTAL ELLIPSIS}"
     canvas.errors[:] = [error for error in canvas.errors if "/sdvideo/strip" not in error]
