@@ -6,7 +6,7 @@ const IMAGE = 0x2c;
 const COMMENT = 0xfe;
 
 /** All comments of a GIF file (Uint8Array) as texts; none when it is no GIF, those before a cut when it is cut. */
-export function readGifComments(bytes) {
+function readGifComments(bytes) {
   const comments = [];
   if (!/^GIF8[79]a/.test(latin1(bytes.subarray(0, 6)))) return comments;
   let position = 13 + colorTableSize(bytes[10]);

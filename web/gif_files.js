@@ -6,12 +6,14 @@ import { readGifGraphs } from "./gif_comment.js";
 export function openGraphsInGifs(app) {
   const openFile = app.handleFile;
   app.handleFile = async function (file, source, options, ...rest) {
-    const graphs = await readGraphs(file);
-    if (!graphs) return openFile.call(this, file, source, options, ...rest);
+    const { workflow, prompt } = (await readGraphs(file)) ?? {};
     const name = file.name.replace(/\.gif$/i, "");
     const deferWarnings = options?.deferWarnings;
-    if (!graphs.workflow) return app.loadApiJson(graphs.prompt, name, { deferWarnings });
-    return app.loadGraphData(graphs.workflow, true, true, name, { openSource: source, deferWarnings });
+    // Other programs use these names too, for texts and what not.
+    if (Array.isArray(workflow?.nodes))
+      return app.loadGraphData(workflow, true, true, name, { openSource: source, deferWarnings });
+    if (app.isApiJson(prompt)) return app.loadApiJson(prompt, name, { deferWarnings });
+    return openFile.call(this, file, source, options, ...rest);
   };
   offerGifsInTheFileDialog();
 }

@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
-expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
+from tests.browser.player import expect, moves
 
 TEMPLATES = Path(__file__).parents[2] / "example_workflows"
 SMALL = {"width": 72, "height": 64, "num_frames": 5, "steps": 2}
@@ -32,29 +31,54 @@ def test_nodes_are_found_by_words_that_users_know(canvas):
     assert canvas.node_types() == ["SDVideoSaveGIF"]
 
 
-def test_a_template_runs_plays_and_comes_back_from_its_gif(canvas, output):
+def new_file(output, before):
+    """The first of the files that are not among those before."""
+    return min({path for path in output.rglob("*.*") if path.is_file()} - before)
+
+
+# Where the clip is and where its node, on the screen.
+PLACES = """(player) => {
+  const box = ({ left, top, right, bottom }) => [left, top, right, bottom];
+  const node = app.graph.nodes.find((node) => node.type === "SDVideoSaveGIF");
+  const element = document.querySelector(`[data-node-id="${node.id}"]`);
+  const { scale, offset } = app.canvas.ds;
+  const [x, y, width, height] = node.getBounding();
+  const at = app.canvas.canvas.getBoundingClientRect();
+  const [left, top] = [at.left + (x + offset[0]) * scale, at.top + (y + offset[1]) * scale];
+  const drawn = { left, top, right: left + width * scale, bottom: top + height * scale };
+  return [box(player.getBoundingClientRect()), box(element?.getBoundingClientRect() ?? drawn)];
+}"""
+
+
+def test_a_template_runs_plays_and_comes_back_from_its_files(canvas, output):
     canvas.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     canvas.page.get_by_text("sdvideo", exact=True).first.click()
     canvas.page.get_by_test_id("template-workflow-txt2vid").click()
     canvas.page.wait_for_function("app.graph.nodes.length > 5")
-    canvas.set_widgets(SMALL | {"seed": SEEDS[canvas.renderer]})
-    made = canvas.serialize()
+    canvas.set_widgets(SMALL | {"seed": SEEDS[canvas.renderer], "control_after_generate": "fixed"})
     types = canvas.node_types()
-    before = set(output.glob("*.gif"))
-    canvas.run()
-    (saved,) = set(output.glob("*.gif")) - before
-    expect(canvas.player).to_be_visible()
-    expect(canvas.player.get_by_label("Frame counter")).to_contain_text(f"/ {SMALL['num_frames']}")
+    for format in ("gif", "webp", "mp4", "png sequence"):
+        canvas.set_widgets({"format": format})
+        made = canvas.serialize()
+        before = {path for path in output.rglob("*.*") if path.is_file()}
+        canvas.run()
+        expect(canvas.player).to_be_visible()
+        expect(canvas.player.get_by_label("Frame counter")).to_contain_text(f"/ {SMALL['num_frames']}")
+        if format == "gif":
+            assert moves(canvas.player)
+            clip, node = canvas.player.evaluate(PLACES)
+            assert all(place > edge for place, edge in zip(clip[:2], node[:2], strict=True))
+            assert all(place < edge for place, edge in zip(clip[2:], node[2:], strict=True))
 
-    canvas.clear()
-    assert canvas.node_types() == []
-    canvas.drop(saved)
-    canvas.page.wait_for_function("app.graph.nodes.length > 5")
-    assert canvas.node_types() == types
-    restored = canvas.serialize()
-    values = [{node["id"]: node.get("widgets_values") for node in graph["nodes"]} for graph in (made, restored)]
-    assert values[0] == values[1]
-    assert len(restored["links"]) == len(made["links"])
+        canvas.clear()
+        assert canvas.node_types() == []
+        canvas.drop(new_file(output, before))
+        canvas.page.wait_for_function("app.graph.nodes.length > 5")
+        assert canvas.node_types() == types
+        restored = canvas.serialize()
+        values = [{node["id"]: node.get("widgets_values") for node in graph["nodes"]} for graph in (made, restored)]
+        assert values[0] == values[1]
+        assert len(restored["links"]) == len(made["links"])
 
 
 def make_gif(path, comment):
@@ -63,10 +87,21 @@ def make_gif(path, comment):
     return path
 
 
-def test_a_gif_without_a_workflow_goes_the_stock_way(canvas, tmp_path):
-    canvas.drop(make_gif(tmp_path / "plain.gif", "made by hand"))
-    canvas.page.wait_for_function("app.graph.nodes.length === 1")
-    assert canvas.node_types() == ["LoadImage"]
+COMMENTS = (
+    "made by hand",
+    '{"prompt": "a cat"}',
+    '{"prompt": {"seed": 4}}',
+    '{"workflow": "x"}',
+    '{"workflow": {"a": 1}}',
+)
+
+
+def test_a_gif_without_a_graph_goes_the_stock_way(canvas, tmp_path):
+    for number, comment in enumerate(COMMENTS):
+        canvas.clear()
+        canvas.drop(make_gif(tmp_path / f"{number}.gif", comment))
+        canvas.page.wait_for_function("app.graph.nodes.length > 0")
+        assert canvas.node_types() == ["LoadImage"]
 
 
 def test_a_gif_with_only_a_prompt_brings_its_nodes(canvas, tmp_path):
