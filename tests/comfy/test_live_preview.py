@@ -62,6 +62,10 @@ def reports(server, graph, seed, **options):
     return [message["data"] for message in server.messages if message["type"] == "sdvideo.sampling"]
 
 
+def picture_of(sheet):
+    return Image.open(io.BytesIO(base64.b64decode(sheet["image"].removeprefix("data:image/jpeg;base64,"))))
+
+
 @pytest.mark.parametrize("sampler", ["stock", "ddim"])
 def test_the_browser_gets_all_frames_and_the_speed(server, comfy_demo, sampler):
     first, *_ = reports(server, GRAPH if sampler == "stock" else with_ddim(GRAPH), seed=1)
@@ -75,8 +79,7 @@ def test_the_browser_gets_all_frames_and_the_speed(server, comfy_demo, sampler):
         "width": WIDTH // 8,
         "height": HEIGHT // 8,
     }
-    picture = Image.open(io.BytesIO(base64.b64decode(sheet["image"].removeprefix("data:image/jpeg;base64,"))))
-    assert picture.size == (3 * WIDTH // 8, 2 * HEIGHT // 8)
+    assert picture_of(sheet).size == (3 * WIDTH // 8, 2 * HEIGHT // 8)
 
 
 def test_no_frames_are_sent_where_previews_are_off(server, comfy_demo):
@@ -96,7 +99,10 @@ def frames_in_comfy(latents):
     stock = latent_preview.Latent2RGBPreviewer(SD15().latent_rgb_factors)
     frames = [np.asarray(stock.decode_latent_to_preview(latents[i : i + 1])) for i in range(len(latents))]
     long = live.latents_to_frames(torch.zeros(70, 4, 9, 200), SD15())
+    five = torch.randn(5, 4, 1, 1, generator=torch.Generator().manual_seed(1)).expand(5, 4, 8, 8)
     return {
+        "clip": live._clip(five, SD15())["sheet"],
+        "frames": live.latents_to_frames(five, SD15()),
         "ours": live.latents_to_frames(latents, SD15()),
         "stock": torch.from_numpy(np.stack(frames)),
         "long": long,
@@ -112,6 +118,17 @@ def test_each_frame_is_what_the_stock_preview_shows_of_the_first(in_comfy):
     assert (num_frames, width) == (24, 96)  # every third frame, 200 pixels made 96
     assert height == 4
     assert (found["sheet"]["frames"], found["sheet"]["fps"]) == (24, pytest.approx(8 / 3))  # as long as the clip is
+
+
+def test_the_frames_of_a_preview_lie_row_by_row_in_one_picture(in_comfy):
+    found = in_comfy(frames_in_comfy, latents=torch.zeros(1, 4, 6, 7))
+    picture = np.asarray(picture_of(found["clip"])).astype(int)
+    frames = found["frames"].numpy().astype(int)
+    cells = [picture[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] for row in (0, 1) for column in (0, 1, 2)]
+    for cell, frame in zip(cells[: len(frames)], frames, strict=True):
+        assert abs(cell - frame).mean() < 12  # a JPEG's
+        assert [abs(cell - other).mean() < 12 for other in frames].count(True) == 1
+    assert cells[-1].max() < 12
 
 
 def colors_in_comfy(latents, shipped, random):

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import re
 import shutil
 import time
 
@@ -68,13 +69,14 @@ def executed(server):
 
 
 def test_training_reports_progress_and_the_stock_loader_lists_the_lora(server, comfy_demo, example_clips):
-    sampling = {"sample_prompt": "a circle", "sample_every": 3}
+    sampling = {"sample_prompt": "a circle", "sample_every": 1}
     server.run(change(GRAPH, "train", seed=next(seeds), **sampling))
     assert progress(server) == [(1, 2), (2, 2), (1, 3), (2, 3), (3, 3)]  # clips that are encoded, then steps
     (options,) = server.object_info("LoraLoaderModelOnly")["input"]["required"]["lora_name"][:1]
     listed = options if isinstance(options, list) else server.object_info("LoraLoaderModelOnly")
     assert "served/lora_00001_.safetensors" in json.dumps(listed)
     reports = [message["data"] for message in server.messages if message["type"] == "sdvideo.training"]
+    assert re.match("0+3_", reports[-1]["sample"]["filename"])
     assert server.view(**reports[-1]["sample"]).startswith(b"GIF8")  # though the training's own folder is gone
     assert not list((server.base / "temp").glob("tmp*"))
 
