@@ -146,6 +146,24 @@ def test_frames_are_loaded_again_when_their_files_change_and_only_then(server):
         assert executed(server) == expected
 
 
+def test_a_gif_is_loaded_again_when_it_changes_and_only_then(server):
+    folder = server.base / "input" / "gifs"
+    folder.mkdir()
+
+    def save(name, shade):
+        first, *rest = [Image.new("RGB", (64, 64), (shade, 40 * index, 0)) for index in range(3)]
+        first.save(folder / name, save_all=True, append_images=rest)
+
+    for name, shade, expected in (
+        ("a.gif", 0, {"frames", "save"}),
+        ("b.gif", 0, set()),
+        ("a.gif", 255, {"frames", "save"}),
+    ):
+        save(name, shade)
+        server.run(frames_from("gifs/a.gif"))
+        assert executed(server) == expected
+
+
 def test_the_browser_is_offered_what_can_be_loaded(server, comfy_demo, example_frames):
     root = server.base / "input"
     save_pictures(root / "shots" / "first", [(64, 64)])
