@@ -69,7 +69,7 @@ class Canvas:
     def open(self, url: str) -> None:
         self.page.goto(url)
         # The first start opens the templates over the canvas.
-        close = self.page.get_by_role("button", name="Close dialog").first
+        close = self.page.get_by_role("button", name=re.compile("^(Close dialog|关闭对话框)$")).first
         close.click(timeout=60_000)
         expect(close).to_be_hidden()
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser.conftest import open_canvas
+
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 
 WEB = Path(__file__).parents[2] / "web"
@@ -65,6 +67,15 @@ def test_all_parts_speak_chinese(chinese):
     assert [entry["content"] for entry in menu if entry] == ["在新标签页中打开", "保存文件", "复制路径"]
     canvas.report("execution_success", {})
     canvas.errors[:] = [error for error in canvas.errors if "1.gif" not in error]
+
+
+def test_nodes_have_chinese_words_where_comfyui_starts_in_chinese(browser, server):
+    try:
+        with open_canvas(browser, server, "vue", settings={"Comfy.Locale": "zh"}) as canvas:
+            canvas.add("SDVideoSaveGIF")
+            expect(canvas.page.locator("[data-node-id]")).to_contain_text(re.compile("保存GIF.*文件名前缀", re.DOTALL))
+    finally:
+        server.post("/settings", {"Comfy.Locale": "en"})
 
 
 def test_every_phrase_is_known_in_every_language_and_used():
