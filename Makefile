@@ -27,7 +27,7 @@ APT_GET = $(shell command -v apt-get >/dev/null || exit; \
 # pyright's Node.js and its own code are installed packages; without this it asks the network for a newer version.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help test lint types chromium format demo retrain-demo bench clean distclean
+.PHONY: help test lint types chromium format demo retrain-demo bench screenshots clean distclean
 .NOTPARALLEL:
 
 help: ## list these targets
@@ -63,6 +63,9 @@ retrain-demo: $(PACKAGE) ## make that model again from nothing, without its few-
 
 bench: $(TOOLS) ## run every benchmark; their results go to benchmarks/results
 	@set -e; for script in $(BENCHMARKS); do echo "$$script"; $(PY) "$$script"; done
+
+screenshots: $(TOOLS) chromium ## take the pictures in the README and on the nodes' help pages again, from ComfyUI in Chromium
+	@$(PY) -m docs.screenshots
 
 clean: ## remove what the other targets leave, except .venv
 	rm -rf .pytest_cache .ruff_cache build dist *.egg-info demo.gif

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import FloatRect, expect, sync_playwright
 
 from tests.browser.canvas import Canvas
 from tests.browser.conftest import CHROMIUM, FLAGS, open_canvas
@@ -32,7 +32,6 @@ ALONE = {"SDVideoLoRALoader": 340, "SDVideoModelSamplingLCM": 320, "SDVideoLCMSc
 LORA = "zoom_in.safetensors"  # a name for the LoRA loader to show
 
 QUIET = {"Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False, "Comfy.NodeBadge.NodeSourceBadgeMode": "None"}
-WINDOW, TALL = {"width": 1280, "height": 800}, {"width": 1280, "height": 1400}
 BORDER = 12  # pixels of canvas around a node
 NEWS_TIME = 8000  # milliseconds that news of the queue are shown, and more
 
@@ -80,14 +79,15 @@ def save(screenshot: bytes, path: Path) -> None:
 
 def picture(canvas: Canvas, kind: str, number: int) -> None:
     """Save how a node looks, with its slots, which stand out a little."""
-    canvas.page.set_viewport_size(TALL)
+    canvas.page.set_viewport_size({"width": 1280, "height": 1400})  # tall enough for any
     canvas.page.evaluate(ALONE_ON_CANVAS, [number, BORDER])
     canvas.page.wait_for_timeout(300)
     box = canvas.page.locator(f"[data-node-id='{number}']").bounding_box()
     assert box is not None
-    around = {"x": box["x"] - BORDER, "y": box["y"] - BORDER}
-    clip = {**around, "width": box["width"] + 2 * BORDER, "height": box["height"] + 2 * BORDER}
-    save(canvas.page.screenshot(clip=clip), PAGES / f"{kind}.png")
+    x, y, width, height = (box[part] for part in ("x", "y", "width", "height"))
+    around = 2 * BORDER
+    clip = {"x": x - BORDER, "y": y - BORDER, "width": width + around, "height": height + around}
+    save(canvas.page.screenshot(clip=FloatRect(**clip)), PAGES / f"{kind}.png")
 
 
 def text_to_video(canvas: Canvas) -> None:
