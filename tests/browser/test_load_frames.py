@@ -1,6 +1,6 @@
 """Load Frame Sequence in both renderers: the strip of its frames, and which of them the node picks."""
 
-from tests.browser.sequences import NUM_FRAMES, SIZE, TITLE, expect
+from tests.browser.sequences import NUM_FRAMES, SIZE, TITLE, expect, wait_for_source
 
 
 def picked(frames):
@@ -10,6 +10,7 @@ def picked(frames):
 
 def test_the_strip_marks_what_the_node_picks(canvas, frames, pictures):
     canvas.drop(*pictures, place=TITLE)
+    wait_for_source(canvas, pictures[0].parent.name)
     expect(frames.get_by_role("listitem")).to_have_count(NUM_FRAMES)
     canvas.set_widgets({"offset": 2, "stride": 3, "num_frames": 3})
     expect(frames.get_by_role("status")).to_have_text(f"3 of 12 frames, {SIZE}")
@@ -34,6 +35,7 @@ def test_the_strip_marks_what_the_node_picks(canvas, frames, pictures):
 
 def test_the_strip_marks_what_a_user_sets(canvas, frames, pictures):
     canvas.drop(*pictures, place=TITLE)
+    wait_for_source(canvas, pictures[0].parent.name)
     expect(frames.get_by_role("listitem")).to_have_count(NUM_FRAMES)
     if canvas.renderer == "vue":
         canvas.page.locator("[data-node-id]").get_by_test_id("increment").nth(1).click()
@@ -50,6 +52,7 @@ def test_the_strip_marks_what_a_user_sets(canvas, frames, pictures):
 
 def test_the_strip_marks_nothing_where_a_link_decides(canvas, frames, pictures):
     canvas.drop(*pictures, place=TITLE)
+    wait_for_source(canvas, pictures[0].parent.name)
     status = frames.get_by_role("status")
     expect(status).to_contain_text("12 of 12 frames")
     (node,) = canvas.serialize()["nodes"]
@@ -63,6 +66,7 @@ def test_the_strip_marks_nothing_where_a_link_decides(canvas, frames, pictures):
 
 def test_the_wheel_moves_the_strip_that_was_clicked(canvas, frames, pictures):
     canvas.drop(*pictures, place=TITLE)
+    wait_for_source(canvas, pictures[0].parent.name)
     expect(frames.get_by_role("listitem")).to_have_count(NUM_FRAMES)
     strip = frames.get_by_role("list")
     strip.click()
@@ -81,6 +85,7 @@ def test_all_is_reached_by_keys_and_has_a_name(canvas, frames):
 
 def test_the_strip_follows_the_files(canvas, server, frames, pictures):
     canvas.drop(*pictures, place=TITLE)
+    wait_for_source(canvas, pictures[0].parent.name)
     items = frames.get_by_role("listitem")
     expect(items).to_have_count(NUM_FRAMES)
     folder = server.base / "input" / pictures[0].parent.name
@@ -96,6 +101,7 @@ def test_the_strip_follows_the_files(canvas, server, frames, pictures):
 
 def test_a_strip_that_could_not_be_read_is_read_again(canvas, frames, pictures):
     canvas.drop(*pictures, place=TITLE)
+    wait_for_source(canvas, pictures[0].parent.name)
     status = frames.get_by_role("status")
     expect(status).to_contain_text("12 of 12 frames")
     canvas.page.route("**/sdvideo/strip*", lambda route: route.abort())
@@ -109,6 +115,7 @@ def test_a_strip_that_could_not_be_read_is_read_again(canvas, frames, pictures):
 
 def test_what_is_read_again_is_said_once(canvas, frames, pictures):
     canvas.drop(*pictures, place=TITLE)
+    wait_for_source(canvas, pictures[0].parent.name)
     status = frames.get_by_role("status")
     expect(status).to_contain_text("12 of 12 frames")
     script = """(status) => {

@@ -109,7 +109,6 @@ def test_after_a_failure_no_more_is_sent(canvas, frames, pictures):
     sent = []
     canvas.page.route("**/upload/image", lambda route: sent.append(route))
     canvas.drop(*pictures, place=TITLE)
-    canvas.page.wait_for_timeout(0)
     while len(sent) < 4:
         canvas.page.wait_for_timeout(20)
     first, *others = sent
