@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 import tempfile
@@ -30,7 +31,7 @@ def whole_file(path: str | os.PathLike[str], exclusive: bool = False) -> Iterato
 @contextmanager
 def whole_folder(path: Path, exclusive: bool = False) -> Iterator[Path]:
     """The same for a folder that is not there yet, made under the temporary name."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f"{_partial(path)}{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -58,6 +59,17 @@ def check_place(path: str | os.PathLike[str], is_folder: bool = False) -> None:
             pass
     except OSError as error:
         raise _cannot_write(path, error) from error
+
+
+def remove_partial(path: Path) -> None:
+    """Removes what processes left that were killed while they wrote a file."""
+    for leftover in path.parent.glob(f"{glob.escape(_partial(path))}*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> str:
+    """How temporary names begin; names have an end at 255 bytes."""
+    return f".{path.name[:50]}."
 
 
 def _refuse_folder(path: Path) -> None:

@@ -52,7 +52,9 @@ class Model(Protocol):
 
 
 def samples_per_step(trainer: SDVideoTrainer, accelerator: Accelerator) -> int:
-    return (trainer.dataloader.batch_size or 1) * trainer.gradient_accumulation * accelerator.num_processes
+    loader = trainer.dataloader
+    batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
+    return batch_size * trainer.gradient_accumulation * accelerator.num_processes
 
 
 class Batches:

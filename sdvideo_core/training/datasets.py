@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypedDict
@@ -221,9 +223,25 @@ def _visible(folder: Path) -> list[Path]:
 
 def _visible_files(folder: Path) -> list[Path]:
     """Files here and in subfolders, without hidden ones, in natural order."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    files = list(_files_below(folder))
     visible = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
     return sorted(visible, key=natural_order)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Files here and in subfolders, also in linked ones, each folder once. ClipError for one that cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise ClipError(f"{error.filename} cannot be read ({error.strerror}); check its permissions") from error
+
+    seen = set()
+    for root, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        place = os.path.realpath(root)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        yield from (Path(root, name) for name in names)
 
 
 def _texts(files: list[Path]) -> list[Path]:

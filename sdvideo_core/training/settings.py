@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from accelerate import Accelerator
 
+from ..arguments import NUMBER, WHOLE
 from .sharding import is_sharded
 
 if TYPE_CHECKING:
     from .trainer import SDVideoTrainer
+
+# Arguments that are no others; of those that may be left out, None is neither.
+WHOLE_NUMBERS = ("lr_warmup", "lr_decay", "lr_delay", "epochs", "gradient_accumulation", "seed", "lora_rank")
+NUMBERS = ("lr", "lr_min", "unconditional_ratio", "ema", "max_grad_norm", "noise_offset", "min_snr_gamma")
+NUMBERS += ("snr_floor", "start_noise", "weight_decay")
 
 SAME_IN_A_RUN = (
     *("seed", "gradient_accumulation", "lora_rank", "train_only", "ema"),
@@ -22,6 +28,10 @@ SAME_IN_A_RUN = (
 
 
 def check_settings(t: SDVideoTrainer) -> None:
+    for name in WHOLE_NUMBERS:
+        WHOLE.or_none().check(name, getattr(t, name))
+    for name in NUMBERS:
+        NUMBER.or_none().check(name, getattr(t, name))
     _check_precision(t)
     if t.distillation and t.lora_rank is None:
         raise ValueError("distillation makes a LoRA and lora_rank is None; set lora_rank, such as 64")
@@ -42,6 +52,9 @@ def _check_ranges(t: SDVideoTrainer) -> None:
     for name in ("lr_delay", "lr_warmup", "lr_decay"):
         if getattr(t, name) < 0:
             raise ValueError(f"{name}={getattr(t, name)} steps; it must be 0 or more")
+    for name in ("noise_offset", "snr_floor"):
+        if getattr(t, name) < 0:
+            raise ValueError(f"{name}={getattr(t, name)}; it must be 0 or more")
     for name in ("unconditional_ratio", "start_noise"):
         if not 0 <= getattr(t, name) <= 1:
             raise ValueError(f"{name}={getattr(t, name)}; it is a share of the samples, 0..1")

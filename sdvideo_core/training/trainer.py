@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..whole_file import remove_partial, whole_file
 from .batches import Batches, Model, samples_per_step
 from .cache import fingerprint
 from .distillation import ConsistencyLoss, Distillation, Teacher
@@ -53,8 +54,7 @@ class SDVideoTrainer:
     lr_warmup: int = 0  # steps of rising to lr
     lr_decay: int = 0  # last steps of the run, in which lr falls to lr_min
     lr_min: float = 0.0  # lowest learning rate
-    lr_delay: int = 0  # first steps, at lr_min
-    epochs: int = 1  # times through the data, unless train() is told the number of steps
+    epochs: int = 1  # times through the data, the last step's batches made full; unless train() is told the steps
     gradient_accumulation: int = 1  # batches of each process per step
     unconditional_ratio: float = 0.1  # share of captions replaced by "", which guidance relies on
     xformers: bool = False  # its attention, on CUDA
@@ -73,6 +73,7 @@ class SDVideoTrainer:
     snr_floor: float = 0.0
     start_noise: float = 0.0
     lora_rank: int | None = None  # train a LoRA of this rank in place of the weights
+    lr_delay: int = 0  # first steps, at lr_min
     distillation: Distillation | None = None  # make that LoRA one for sampling in a few steps without guidance
     train_only: str = "all"  # or "temporal": only the layers that mix frames
     weight_decay: float = 1e-2  # AdamW's
@@ -156,10 +157,11 @@ class _Run:
             keep_only_trained(self.accelerator, self.network)
         self.batches = Batches(t, loader, self.accelerator)
         stack.callback(self.batches.close)
-        self.total_steps = self.total_steps or max(1, t.epochs * len(loader) // t.gradient_accumulation)
+        self.total_steps = self.total_steps or math.ceil(t.epochs * len(loader) / t.gradient_accumulation)
         self.rate = self._lr_schedule(rate)
         self.loss = self._make_loss()
         self.progress = self._resume()
+        self.resumed_at = self.progress.step
         # A teacher that drops values out would say something else every time.
         self.network.begin(t.xformers, t.gradient_checkpointing, dropout=t.distillation is None)
         if t.log_with and not self.accelerator.log_with:
@@ -181,21 +183,21 @@ class _Run:
                 self.progress.losses.append(self._step(step, rate))
                 self.progress.step = step + 1
                 t.update()
-                if (step + 1) % log_every == 0:
-                    loss = float(np.mean(self.progress.losses[-log_every:]))
+                if (step + 1) % log_every == 0 or step + 1 == self.total_steps:
+                    loss = float(np.mean(self.progress.losses[-(step % log_every + 1) :]))  # since the last time
                     speed = batch_size * (step + 1 - first) / (time.perf_counter() - start)
                     t.set_postfix_str(f"loss {loss:.4f}, lr {rate:.2g}, {speed:.2f} samples/s")
                     self.accelerator.log({"loss": loss, "lr": rate, "samples_per_second": speed}, step=step + 1)
                 yield step + 1
 
-    def save(self) -> None:
+    def save(self, state: bool = True) -> None:
         """Writes the weights for use, then the state: a run that is killed in between resumes from the last one."""
         with self._averaged():
             weights: dict[str, Any] = self.accelerator.get_state_dict(self.prepared)  # gathered where they are split
             if self.accelerator.is_main_process:
                 how = self.trainer.distillation.sampler.metadata() if self.trainer.distillation else {}
                 self.network.save(weights, self.file, self.trainer.save_dtype, self.progress.step, how)
-        if self.trainer.save_states:
+        if self.trainer.save_states and state:
             save_state(self.accelerator, self.states, self.progress, self.ema)
 
     def sample(self, prompts: Sequence[str]) -> None:
@@ -210,9 +212,10 @@ class _Run:
 
     def finish(self) -> Path:
         """Saves, also where a resumed run had no steps left, and plots."""
-        self.save()
+        self.save(state=self.progress.step != self.resumed_at)  # that one is there
         if self.accelerator.is_main_process and self.progress.losses:
-            plot_loss(self.progress.losses, self.name).save(self.output / f"{self.name}_loss.png")
+            with whole_file(self.output / f"{self.name}_loss.png") as temporary:
+                plot_loss(self.progress.losses, self.name).save(temporary, "PNG")
         return self.file
 
     @property
@@ -291,6 +294,8 @@ class _Run:
         progress = load_state(self.accelerator, Path(state), settings, self.ema) if state else Progress(settings)
         for group in self.optimizer.param_groups:  # those of the state came with it
             group.update(weight_decay=t.weight_decay, betas=t.betas)
+        if self.accelerator.is_main_process:
+            remove_partial(self.file)
         if t.save_states:
             if self.accelerator.is_main_process:
                 remove_leftovers(self.states)
@@ -299,5 +304,10 @@ class _Run:
 
     def _lr_schedule(self, lr: float) -> LRSchedule:
         t = self.trainer
-        hold = max(0, self.total_steps - t.lr_delay - t.lr_warmup - t.lr_decay)
+        hold = self.total_steps - t.lr_delay - t.lr_warmup - t.lr_decay
+        if hold < 0:
+            raise ValueError(
+                f"lr_delay={t.lr_delay}, lr_warmup={t.lr_warmup} and lr_decay={t.lr_decay} are "
+                f"{self.total_steps - hold} steps together, and the run has {self.total_steps}; shorten them"
+            )
         return LRSchedule(lr, t.lr_delay, t.lr_warmup, hold if t.lr_decay else None, t.lr_decay, t.lr_min)

@@ -27,6 +27,8 @@ EXPECTED = {
     "txt2vid": ("red", "circle", "left"),
     "txt2vid_few_steps": ("red", "circle", "left"),
     "vid2vid": ("blue", "circle", "right"),
+    "txt2vid_stock_nodes": ("red", "circle", "left"),
+    "vid2vid_stock_nodes": ("blue", "circle", "right"),
     "train_lora": ("blue", "circle", "left"),
 }
 

@@ -1,5 +1,6 @@
 """Demo model: what ships, and that it draws what it is asked for."""
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from sdvideo_core import SDVideo, demo_model
 from sdvideo_core.cli import main
+from sdvideo_core.config import UNetConfig
 from sdvideo_core.demo import few_steps, few_steps_lora
 from sdvideo_core.demo.clips import NUM_FRAMES, SIZE, Scene, caption, draw_clip
 from sdvideo_core.demo.reading import read_scene
@@ -21,6 +23,7 @@ from sdvideo_core.lcm import LCM
 from sdvideo_core.lora import LoRA
 from sdvideo_core.lora_files import read_lora
 from sdvideo_core.training import SDVideoTrainer
+from sdvideo_core.unet import UNetSD
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {"image_size": (SIZE, SIZE), "timesteps": 20, "guidance_scale": 2.0, "seed": 0}
@@ -125,3 +128,38 @@ def test_a_lora_turns_red_into_blue(demo, tmp_path):
     assert read(demo("a red circle moving left", **options)).color == "red"
     with LoRA.from_file(demo.unet, file):
         assert read(demo("a red circle moving left", **options)).color == "blue"
+
+
+def results(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def percents(found: dict) -> dict[str, float]:
+    return {
+        what: values["percent"] for what, values in found.items() if isinstance(values, dict) and "percent" in values
+    }
+
+
+def test_the_measured_model_follows_prompts_and_the_documents_say_how_well():
+    found = results("prompt-following")
+    assert found["what"].startswith("demo model, text to video, 64 held-out prompts")
+    fifty, twenty = (percents(found[f"{steps} steps"]) for steps in (50, 20))
+    for measured in (fifty, twenty):
+        assert measured["color"] >= 95 and measured["motion"] >= 90 and measured["shape"] >= 85
+        row = " | ".join(f"{measured[what]:g} %" for what in ("color", "shape", "motion", "background"))
+        assert row in (ROOT / "docs" / "demo-model.md").read_text(encoding="utf-8")
+    assert all(abs(fifty[what] - twenty[what]) <= 3 for what in ("color", "shape", "motion"))
+    assert f"{fifty['shape']:g} % of the shapes" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_measured_model_changes_colours_and_keeps_motions():
+    found = results("prompt-following-video-to-video")
+    measured = percents(found["20 steps, motion said"])
+    assert found["strength"] == 0.7
+    assert measured["new color"] >= 90 and measured["motion kept"] >= 90
+
+
+def test_it_has_every_kind_of_layer_of_the_full_size(demo):
+    with torch.device("meta"):
+        full = UNetSD(UNetConfig())
+    assert {type(layer) for layer in full.modules()} == {type(layer) for layer in demo.unet.modules()}

@@ -30,6 +30,8 @@ def trainer(model, out, data=CLIPS, make=collate, batch_size=1, **options) -> SD
         ({"mixed_precision": "fp16"}, "needs a GPU and the model is on the CPU; use 'bf16'"),
         ({"xformers": True}, "xformers=True needs a GPU"),
         ({"epochs": 0}, "epochs=0; it must be at least 1"),
+        ({"noise_offset": -0.1}, "noise_offset=-0.1; it must be 0 or more"),
+        ({"snr_floor": -1.0}, "snr_floor=-1.0; it must be 0 or more"),
         ({"gradient_accumulation": 0}, "gradient_accumulation=0; it must be at least 1"),
         ({"unconditional_ratio": 1.5}, "unconditional_ratio=1.5; it is a share of the samples, 0..1"),
         ({"start_noise": -0.5}, "start_noise=-0.5; it is a share"),
@@ -52,12 +54,22 @@ def test_settings_are_checked_at_once(small_model, tmp_path, options, message):
         ({"ema": 1.0}, "ema=1.0; expected the share kept"),
         ({"lora_rank": 0}, "rank=0; expected 1 or more"),
         ({"lr_min": 1.0}, "lr_min=1.0; it must be 0..lr"),
+        (
+            {"lr_delay": 1, "lr_decay": 1},
+            "lr_delay=1, lr_warmup=0 and lr_decay=1 are 2 steps together, and the run has 1",
+        ),
     ],
 )
 def test_settings_of_parts_are_checked_before_a_step(small_model, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         train(trainer(small_model, tmp_path, **options), steps=1)
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["lr_warmup", "lr_decay", "epochs", "seed", "lora_rank"])
+def test_numbers_of_steps_are_whole(small_model, tmp_path, name):
+    with pytest.raises(TypeError, match=rf"^{name} is 0.05, expected a whole number \(int\)"):
+        trainer(small_model, tmp_path, **{name: 0.05})
 
 
 @pytest.mark.parametrize("name", ["steps", "log_every", "save_every", "sample_every"])

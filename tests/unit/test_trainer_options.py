@@ -35,7 +35,7 @@ def test_options_of_the_loss_change_it(new_model, tmp_path, options, differs):
     assert differs(*losses)
 
 
-@pytest.mark.parametrize(("epochs", "accumulation", "steps"), [(1, 1, 3), (2, 1, 6), (2, 2, 3), (1, 4, 1)])
+@pytest.mark.parametrize(("epochs", "accumulation", "steps"), [(1, 1, 3), (2, 1, 6), (2, 2, 3), (1, 2, 2), (1, 4, 1)])
 def test_epochs_are_so_many_steps(model, tmp_path, epochs, accumulation, steps):
     trainer = make_trainer(model, tmp_path, epochs=epochs, gradient_accumulation=accumulation, lora_rank=1)
     trainer.train(bar=False)

@@ -76,6 +76,25 @@ def test_hidden_files_and_other_files_are_no_clips(tmp_path):
     assert names(MiniTestSet(tmp_path)) == ["1.gif"]
 
 
+def test_folders_that_are_linked_count_too_and_a_circle_of_them_once(tmp_path):
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    save_clip(data / "a.gif")
+    save_clip(elsewhere / "b.gif")
+    (data / "more").symlink_to(elsewhere, target_is_directory=True)
+    (elsewhere / "back").symlink_to(data, target_is_directory=True)
+    assert names(MiniTestSet(data)) == ["a.gif", "more/b.gif"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def walk(_folder, onerror, followlinks):
+        onerror(PermissionError(13, "Permission denied", "data/locked"))  # nothing is locked to root
+        return iter(())
+
+    monkeypatch.setattr("os.walk", walk)
+    with pytest.raises(ClipError, match=r"^data/locked cannot be read \(Permission denied\); check its permissions$"):
+        MiniTestSet(tmp_path)
+
+
 def test_clips_in_subfolders_are_named_by_their_path(tmp_path):
     save_clip(tmp_path / "b" / "1.gif", "second", first=4)
     save_clip(tmp_path / "a" / "1.gif", "first")
