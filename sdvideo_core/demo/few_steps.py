@@ -33,7 +33,7 @@ def distil(
         DataLoader(data, batch_size=8, shuffle=True, collate_fn=collate_latents, drop_last=True),
         work,
         lr=1e-3,
-        lr_warmup=min(20, steps),
+        lr_warmup=min(20, steps // 2),
         lr_decay=steps // 2,
         lr_min=1e-5,
         load_state=True,

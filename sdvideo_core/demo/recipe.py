@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -66,7 +67,14 @@ class Recipe:
         self.compiled = compiled and can_compile(device)
 
     def make(self, output: Path) -> Path:
-        """Runs the stages that are left and writes the model's directory."""
+        """Runs the stages that are left and writes the model's directory.
+
+        Each call adds its seconds to times.json, whether it ends or is stopped: together they are what the model took.
+        """
+        with self._timed():
+            return self._make(output)
+
+    def _make(self, output: Path) -> Path:
         vae = AutoencoderKL(autoencoder.CONFIG)
         vae.load_state_dict(self._kept("vae", self.train_vae))
         vae.load_state_dict(self._kept("decoder", lambda: self.train_decoder(vae)))
@@ -125,7 +133,7 @@ class Recipe:
                 DataLoader(data, batch_size=8, shuffle=True, collate_fn=collate_latents, drop_last=True),
                 self.work,
                 lr=1e-3,
-                lr_warmup=min(100, steps),
+                lr_warmup=min(100, steps // 3),
                 lr_decay=steps * 2 // 3,
                 lr_min=lr_min,
                 load_state=True,
@@ -144,6 +152,16 @@ class Recipe:
             trainer.train(name, log_every=20, save_every=SAVE_EVERY, steps=steps)
             done.touch()
         return load_file(self.work / f"{name}_unet.safetensors")
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        path, start = self.work / "times.json", time.perf_counter()
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        try:
+            yield
+        finally:
+            with whole_file(path) as temporary:
+                temporary.write_text(json.dumps([*before, round(time.perf_counter() - start, 1)]), encoding="utf-8")
 
     def _kept(self, name: str, train: Callable[[], Weights]) -> Weights:
         path = self.work / f"{name}.safetensors"

@@ -1,5 +1,6 @@
 """Clips of moving shapes: what is drawn, said and held out, and the recipe that trains on them."""
 
+import json
 import shutil
 
 import numpy as np
@@ -102,11 +103,13 @@ def test_latents_have_the_size_the_recipe_says(tiny):
 
 def test_finished_stages_are_kept(tiny):
     recipe, directory = tiny
+    (first,) = json.loads((recipe.work / "times.json").read_text())
     before = {path: path.stat().st_mtime_ns for path in recipe.work.rglob("*.safetensors") if "model" not in path.parts}
     recipe.make(directory)
     kept = ("vae.safetensors", "text.safetensors", "clips.safetensors", "second_unet.safetensors")
     assert all(path.stat().st_mtime_ns == before[path] for path in before if path.name in kept)
     assert all((recipe.work / name).is_file() for name in kept)
+    assert json.loads((recipe.work / "times.json").read_text()) == [first, pytest.approx(first / 2, abs=first / 2)]
 
 
 def test_a_model_that_cannot_be_finished_leaves_the_one_that_was_there(tiny, tmp_path, monkeypatch):
