@@ -2,10 +2,10 @@
 
 python benchmarks/prompt_following.py [--steps 50 20] [--limit 8] [--sheet sheet.png] [--video-to-video | --few-steps]
 
-Writes results/prompt-following.json, -video-to-video.json or -few-steps.json; only prints with another model or LoRA,
-or fewer than 64 prompts. The prompts are of scenes whose colour, shape and motion the model never saw together. A
-caption that names no background means black. The row `drawn` reads drawn clips of the same scenes: below 100 % the
-reader is at fault.
+Writes results/prompt-following.json, -video-to-video.json or -few-steps.json, with --few-steps --without-lora its
+control; only prints with another model or LoRA, or fewer than 64 prompts. The prompts are of scenes whose colour, shape
+and motion the model never saw together. A caption that names no background means black. The row `drawn` reads drawn
+clips of the same scenes: below 100 % the reader is at fault.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ def draw_sheet(rows: list[tuple[str, np.ndarray]]) -> Image.Image:
 
 def report(args: argparse.Namespace, result: dict[str, object]) -> dict[str, object]:
     kind = "video to video with a new colour" if args.video_to_video else "text to video"
-    kind += " with the few-step LoRA" if args.few_steps else ""
+    kind += (" without" if args.without_lora else " with") + " the few-step LoRA" if args.few_steps else ""
     name = args.model.name if args.model else "demo model"
     return {
         "what": f"{name}, {kind}, {args.limit} held-out prompts, {NUM_FRAMES} frames at {SIZE} px",
@@ -269,12 +269,13 @@ def main() -> None:
     parser.add_argument("--amp", action="store_true", help="mixed precision")
     parser.add_argument("--video-to-video", action="store_true", help="give drawn clips another colour")
     parser.add_argument("--few-steps", action="store_true", help="with the demo model's few-step LoRA")
+    parser.add_argument("--without-lora", action="store_true", help="with --few-steps: the same sampling without it")
     parser.add_argument("--lora", type=Path, default=few_steps.LORA, help="another file in its place")
     parser.add_argument("--sheet", type=Path, help="write a picture of some videos here")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     model = SDVideo(args.model or demo_model(), args.device, amp=args.amp)
-    if args.few_steps:
+    if args.few_steps and not args.without_lora:
         model.load_lora(args.lora)
     result, rows = (measure_video if args.video_to_video else measure_text)(model, args)
     if args.sheet:
@@ -282,7 +283,7 @@ def main() -> None:
     text = json.dumps(report(args, result), indent=2)
     if not args.model and args.lora == few_steps.LORA and args.limit >= PROMPTS:
         kind = "-video-to-video" if args.video_to_video else "-few-steps" if args.few_steps else ""
-        name = f"prompt-following{kind}"
+        name = f"prompt-following{kind}{'-without-lora' if args.without_lora else ''}"
         (Path(__file__).parent / "results" / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     print(text)  # noqa: T201
 

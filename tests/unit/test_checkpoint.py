@@ -201,9 +201,9 @@ def test_vae_out_of_a_lightning_checkpoint(demo_model_dir, lightning_file):
     assert pickled_globals(lightning_file) >= {"ModelCheckpoint", "scalar", "dtype", "encode"}
     with pytest.raises(pickle.UnpicklingError):
         torch.load(lightning_file, weights_only=True)
-    safe_globals = torch.serialization.get_safe_globals()
+    safe_globals = set(torch.serialization.get_safe_globals())
     assert_equal(load_vae(lightning_file.parent).state_dict(), load_vae(demo_model_dir).state_dict())
-    assert torch.serialization.get_safe_globals() == safe_globals
+    assert set(torch.serialization.get_safe_globals()) == safe_globals
 
 
 def test_classes_that_others_declared_safe_do_not_matter_and_stay(lightning_file):

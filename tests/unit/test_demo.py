@@ -81,7 +81,8 @@ def test_the_first_command_shows_what_it_says(tmp_path, capsys):
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 def test_make_demo_calls_it():
-    done = subprocess.run(["make", "--dry-run", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["make", "--no-print-directory", "--dry-run", "demo"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == '.venv/bin/sdvideo demo "a red circle moving left" --output demo.gif'
 
 
