@@ -117,12 +117,7 @@ def hint_at_words(args: argparse.Namespace) -> None:
 
 
 def _hint_at_prompt(prompt: str) -> None:
-    from .demo.vocabulary import turns_a_circle, unknown_words, what_it_knows
+    from .demo.vocabulary import hints
 
-    if unknown := unknown_words(prompt):
-        words = ", ".join(f'"{word}"' for word in unknown)
-        sys.stderr.write(f"Note: the demo model does not know {words}; it knows {what_it_knows()}\n")
-    if turns_a_circle(prompt):
-        sys.stderr.write(
-            "Note: the demo model knows no circle that turns, and draws another shape; let a square turn\n"
-        )
+    for hint in hints(prompt):
+        sys.stderr.write(f"Note: the demo model {hint}\n")

@@ -1,13 +1,17 @@
-"""Vocabulary of the demo model: the words of its captions, and those of a prompt that mean nothing to it."""
+"""Vocabulary of the demo model: the words of its captions, and what of a prompt it was never shown."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from .clips import BACKGROUNDS, COLORS, MOTION_WORDS, NOUNS, SHAPES, TEMPLATES
+from .clips import BACKGROUNDS, COLORS, MOTION_WORDS, NOUNS, SHAPES, TEMPLATES, UNSEEN
 
 WORD = re.compile(r"[^\W_]+")
+BACKGROUND = re.compile(
+    r"\b(?!the\b)(\w+) background|background is (\w+)|\b(?:on|over|in front of) (?:(?:an?|the) )?(\w+)"
+)
+SPELLINGS = {"grey": "gray"}
 
 
 def known_words() -> set[str]:
@@ -23,11 +27,45 @@ def unknown_words(prompt: str) -> list[str]:
     return [word for word in dict.fromkeys(WORD.findall(prompt.lower())) if word not in known]
 
 
-def turns_a_circle(prompt: str) -> bool:
-    """Whether a prompt asks for what no clip shows, as a circle that turns looks like one that does not."""
-    words = set(WORD.findall(prompt.lower()))
-    turning = {phrase.split()[0] for phrase in MOTION_WORDS["turning"]}
-    return bool(words & set(NOUNS["circle"]) and words & turning)
+def hints(prompt: str) -> Iterator[str]:
+    """What will keep a video from showing what a prompt asks for, each in a line; nothing of a caption."""
+    unknown = unknown_words(prompt)
+    if strange := [word for word in unknown if word not in SPELLINGS]:
+        words = ", ".join(f'"{word}"' for word in strange)
+        yield f"does not know {words}; it knows {what_it_knows()}"
+    yield from (f'does not know "{word}"; write "{SPELLINGS[word]}"' for word in unknown if word in SPELLINGS)
+    prompt = WORD.sub(lambda found: SPELLINGS.get(found[0], found[0]), prompt.lower())
+    background, rest = _background(prompt)
+    words = set(WORD.findall(prompt))
+    colors = [color for color in COLORS if color in WORD.findall(rest)]
+    shapes = [shape for shape in SHAPES if words & set(NOUNS[shape])]
+    if not strange and not (shapes and colors):
+        missing = " and ".join(f"no {name}" for name, named in (("shape", shapes), ("colour", colors)) if not named)
+        yield f"is told {missing} that it knows, and guesses; it knows {what_it_knows()}"
+    if len(shapes) > 1 or len(colors) > 1:
+        named = _and(shapes if len(shapes) > 1 else colors)
+        yield f"draws one shape of one colour, and is told {named}"
+    yield from _background_hints(colors, background)
+    if "circle" in shapes and words & {phrase.split()[0] for phrase in MOTION_WORDS["turning"]}:
+        # No clip shows it, as a circle that turns looks like one that does not.
+        yield "knows no circle that turns, and draws another shape; let a square turn"
+
+
+def _background(prompt: str) -> tuple[str | None, str]:
+    """The colour of the background where one is named, and the rest of the prompt."""
+    for match in BACKGROUND.finditer(prompt):
+        word = match[match.lastindex or 0]
+        if word in COLORS or word in BACKGROUNDS:
+            return word, prompt[: match.start()] + prompt[match.end() :]
+    return None, prompt
+
+
+def _background_hints(colors: list[str], background: str | None) -> Iterator[str]:
+    if background and background not in BACKGROUNDS:
+        yield f"knows no {background} background; it knows {_either(BACKGROUNDS)}"
+    for color in colors:
+        if background and (background, color) in UNSEEN:
+            yield f"was never shown {color} on {background}, which look alike, and draws blots; name another background"
 
 
 def what_it_knows() -> str:
@@ -41,3 +79,8 @@ def what_it_knows() -> str:
 def _either(words: Iterable[str]) -> str:
     *others, last = words
     return f"{', '.join(others)} or {last}"
+
+
+def _and(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} and {last}"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from sdvideo_core import SDVideo, demo, demo_model, load_sequence, save_pngs
 from sdvideo_core.cli import main
 from sdvideo_core.demo.clips import BACKGROUNDS, COLORS, NUM_FRAMES, SHAPES, SIZE, caption, scenes
-from sdvideo_core.demo.vocabulary import unknown_words, what_it_knows
+from sdvideo_core.demo.vocabulary import hints, unknown_words, what_it_knows
 from sdvideo_core.families import DEMO
 from sdvideo_core.lcm import LCM
 
@@ -78,8 +78,33 @@ def test_every_caption_of_the_training_is_known():
     rng, every = np.random.default_rng(0), scenes()
     captions = [caption(every[index], rng) for index in rng.integers(len(every), size=500)]
     assert not any(map(unknown_words, captions))
+    assert not [(text, *hints(text)) for text in captions if any(hints(text))]
     assert unknown_words("A Red circle, moving LEFT!") == []
     assert unknown_words("color noun motion: cat, cat") == ["color", "noun", "motion", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    {
+        "a white circle moving left on white": ["was never shown white on white, which look alike, and draws blots"],
+        "on a blue background, a purple star": ["was never shown purple on blue, which look alike, and draws blots"],
+        "a red star on a yellow background": ["knows no yellow background; it knows black, white, gray, blue or green"],
+        "a red star on grey": ['does not know "grey"; write "gray"'],
+        "a white star on Grey": ['does not know "grey"; write "gray"'],
+        "a red circle, a blue star": ["draws one shape of one colour, and is told circle and star"],
+        "a red, white, blue star": ["draws one shape of one colour, and is told red, blue and white"],
+        "": ["is told no shape and no colour that it knows, and guesses; it knows a circle, "],
+        "a star moving left": ["is told no colour that it knows, and guesses; it knows a circle, "],
+        "red": ["is told no shape that it knows, and guesses; it knows a circle, "],
+        "a black square": ["is told no colour that it knows, and guesses; it knows a circle, "],
+        "a red square turning on the left": [],
+        "a white square over blue": [],
+    }.items(),
+)
+def test_what_a_prompt_asks_for_that_no_clip_shows_is_told(prompt, expected):
+    told = list(hints(prompt))
+    assert len(told) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(told, expected, strict=True))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
