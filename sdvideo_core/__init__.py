@@ -3,5 +3,6 @@
 from .demo import demo_model
 from .pipeline import SDVideo
 from .video_io import load_sequence, save_gif, save_pngs
+from .video_metadata import read_metadata
 
-__all__ = ["SDVideo", "demo_model", "load_sequence", "save_gif", "save_pngs"]
+__all__ = ["SDVideo", "demo_model", "load_sequence", "read_metadata", "save_gif", "save_pngs"]

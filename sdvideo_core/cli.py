@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status is 0, or 1 after an error told in one line, 130 when stopped."""
     args, unknown = build_parser().parse_known_args(argv)
     if unknown:
-        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        words = hasattr(args, "prompt") and not any(word.startswith("-") for word in unknown)
+        remedy = "; put the prompt in quotes" if words else ""
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{remedy}")
     try:
         with _one_line_warnings(args):
             return args.run(args) or 0
@@ -143,12 +145,12 @@ def _add_vid2vid(commands: Any) -> None:
     parser.add_argument("--frames", dest="num_frames", type=int, default=None, help=text)
     parser.add_argument("--offset", type=int, default=0, help="frames to skip at the start of the input")
     parser.add_argument("--stride", type=int, default=1, help="take every n-th frame of the input")
-    cli_output.add_options(parser, "video.gif")
+    cli_output.add_options(parser, "video.gif", fps=None)
 
 
 def _add_info(commands: Any) -> None:
     parser = _command(commands, info, "tell what a file or a folder is; exit status 1 if a model lacks anything")
-    parser.add_argument("path", help="a model folder, a file of weights, or a clip")
+    parser.add_argument("path", help="a model folder, a file of weights, a LoRA, a clip, or a folder of clips")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 
 
@@ -204,6 +206,7 @@ def vid2vid(args: argparse.Namespace) -> None:
     with progress_bar("Reading", "frame") as progress:
         picked = args.num_frames, args.offset, args.stride, args.image_size
         images = load_sequence(args.input, *picked, progress=lambda done: progress(done, args.num_frames or 0))
+    cli_output.settle_fps(args)
     model = _load(args)
     cli_demo.hint_at_words(args)
     settings = _settings(args, model)
@@ -214,7 +217,13 @@ def vid2vid(args: argparse.Namespace) -> None:
 def info(args: argparse.Namespace) -> int:
     from .inspection import describe, inspect
 
-    report = inspect(Path(args.path))
+    path = Path(args.path)
+    try:
+        report = inspect(path)
+    except ValueError:
+        if not (data := cli_training.describe_data(path)):
+            raise
+        report = data
     sys.stdout.write((json.dumps(report, indent=2) if args.json else describe(report)) + "\n")
     return 1 if report.get("missing") or report.get("problems") else 0
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from . import cli_defaults, cli_lora, cli_output, cli_sampling
 
+PROMPT = "a red circle moving left"
 TOO_FEW_STEPS = 2  # at most so many draw a blur
 
 Command = Callable[[Any, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
@@ -20,16 +21,17 @@ Command = Callable[[Any, Callable[[argparse.Namespace], int | None], str], argpa
 def add_commands(commands: Any, command: Command) -> None:
     parser = command(commands, demo, "make a video of a moving shape with the small model that comes with SDVideo")
     shapes = "a circle, square, triangle or star of one of eight colours, moving, growing, shrinking, turning or still"
-    parser.add_argument("prompt", nargs="?", default="a red circle moving left", help=shapes)
+    parser.add_argument("prompt", nargs="?", default=None, help=f"{shapes}; default: {PROMPT}")
     text = "denoising steps, 1..999; default: 25, with the sampler lcm 4"
     parser.add_argument("--steps", dest="timesteps", type=int, default=None, help=text)
     text = "guidance scale; default: 2, with the sampler lcm 1"
     parser.add_argument("--cfg", dest="guidance_scale", type=float, default=None, help=text)
-    text = "draw in 4 steps without guidance: the sampler lcm, with a LoRA that comes with the model"
+    text = "show a few-step LoRA at work: 4 steps without guidance, sampler lcm, with one that comes with the model"
     parser.add_argument("--few-steps", action="store_true", help=text)
     cli_sampling.add_options(parser)
     parser.add_argument("--zoom", type=int, default=3, help="1..8: enlarge the model's 96x96 pixels")
-    parser.add_argument("--save-model", metavar="DIR", help="copy the model to DIR, to try the other commands with it")
+    text = "copy the model to DIR, to try the other commands with it; draws only what a prompt asks for"
+    parser.add_argument("--save-model", metavar="DIR", help=text)
     # Of the first ten, 5 draws the roundest red circle.
     parser.add_argument("--seed", type=int, default=5, help="the same seed gives the same video")
     cli_lora.add_option(parser)
@@ -52,6 +54,9 @@ def demo(args: argparse.Namespace) -> None:
         _use_few_steps(args)
     if args.save_model:
         _save_model(demo_model(), Path(args.save_model))
+        if args.prompt is None:
+            return
+    args.prompt = PROMPT if args.prompt is None else args.prompt
     args.sampler = args.sampler or "ddim"
     cli_defaults.complete(args, DEMO)
     _hint(args)

@@ -39,9 +39,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuses a scale that a schedule would replace; to be called while it is None where it was not given."""
+    """Raises, before a model is loaded, what it would; to be called while what was not given is None."""
+    from .frames import check_selection, check_size
+    from .lora_files import read_lora
+    from .pipeline import check_seed
+    from .schedule import NoiseSchedule
+
     if args.guidance_scale is not None and args.guidance_schedule:
         raise ValueError(f"--cfg {args.guidance_scale:g} has no effect beside --cfg-schedule; leave one of them out")
+    if args.timesteps is not None:
+        NoiseSchedule().stride(args.timesteps)
+    if args.image_size:
+        check_size(*args.image_size)
+    check_selection(getattr(args, "num_frames", None), 0, 1)
+    check_seed(args.seed)
+    for path, _ in args.lora or []:
+        read_lora(path)
 
 
 def settings(args: argparse.Namespace, lcm: LCM) -> dict[str, Any]:

@@ -109,7 +109,9 @@ def train(args: argparse.Namespace) -> None:
     from torch.utils.data import DataLoader
 
     from .training import CachedDataset, SDVideoTrainer, collate_cached, collate_fn
+    from .whole_file import check_place
 
+    check_place(Path(args.out) / args.name)
     distillation = _distillation(args)
     is_cache = _is_cache(Path(args.data))
     data: Any
@@ -128,13 +130,37 @@ def train(args: argparse.Namespace) -> None:
         distillation=distillation,
         **{name: getattr(args, name) for name in TRAINER_OPTIONS},
     )
+    _tell(f"Training {_what(args)} on {_count(data)}\n")
     file = trainer.train(args.name, args.log_every, args.save_every, args.steps, args.sample_every, args.sample_prompt)
-    sys.stderr.write(f"Wrote {file}\n")
+    _tell(f"Wrote {file}; to use it: {_use(args, file)}\n")
+
+
+def _tell(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of several processes one
+        sys.stderr.write(text)
+
+
+def _what(args: argparse.Namespace) -> str:
+    layers = {"all": "all layers", "temporal": "the layers that mix frames"}[args.train_only]
+    return f"a LoRA of rank {args.lora_rank} on {layers}" if args.lora_rank else layers
+
+
+def _count(data: Any) -> str:
+    return f"{len(data)} clip{'' if len(data) == 1 else 's'}"
+
+
+def _use(args: argparse.Namespace, file: Path) -> str:
+    if args.lora_rank:
+        return f'sdvideo txt2vid {args.model} "..." --lora {file}{" --sampler lcm" if args.lcm else ""}'
+    vae, clip = (part or args.model for part in (args.vae, args.text_encoder))
+    return f'sdvideo txt2vid {file} "..." --vae {vae} --clip {clip}'
 
 
 def cache(args: argparse.Namespace) -> None:
     from .training import encode_dataset
+    from .whole_file import check_place
 
+    check_place(Path(args.out) / "clips", is_folder=True)
     dataset, options = _clips(args)
     encode_dataset(_load(args), dataset, args.out, bar=True, **options)
     sys.stderr.write(f"Wrote {args.out}: {len(dataset)} clips of {options['num_frames']} frames\n")
@@ -158,6 +184,29 @@ def _is_cache(directory: Path) -> bool:
     from .training.cache import CLIPS_NAME, INDEX_NAME
 
     return (directory / INDEX_NAME).is_file() or any((directory / CLIPS_NAME).rglob("*.safetensors"))
+
+
+def describe_data(path: Path) -> dict[str, Any] | None:
+    """What `sdvideo info` says of clips with captions, or of what `cache` wrote; None of anything else."""
+    from .training import CachedDataset, open_dataset
+    from .training.datasets import ClipError, has_clips
+
+    if not path.is_dir():
+        return None
+    if _is_cache(path):
+        cached = CachedDataset(path)
+        return {
+            "path": str(path),
+            "is": "a cache of clips to train on",
+            "clips": len(cached),
+            **cached.settings,
+        }
+    report: dict[str, Any] = {"path": str(path), "is": "a dataset of clips to train on"}
+    try:
+        data = open_dataset(path)
+    except ClipError as error:
+        return report | {"problems": [str(error)]} if has_clips(path) else None
+    return report | {"clips": len(data), "kind": data.layout}
 
 
 def _check_cache(args: argparse.Namespace, dataset: CachedDataset, model: SDVideo) -> None:

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from .checkpoint import check_network, check_parts, read_network
-from .config import ModelConfig, UNetConfig
+from .config import ModelConfig
 from .configuration import CONFIG_NAME, configuration
 from .diffusers_folder import SCHEDULER, model_index, text_encoder_config, tokenizer_files, unet_config, vae_config
 from .diffusers_format import text_to_transformers, unet_to_diffusers, vae_to_diffusers
 from .layouts import DIFFUSERS, DIFFUSERS_FOLDERS, DIFFUSERS_INDEX, ORIGINAL, PARTS, Layout, find_layout
+from .part_config import head_width
 from .state_dict import (
     SAFETENSORS_DTYPES,
     WEIGHT_SUFFIXES,
@@ -103,7 +104,7 @@ def convert(
     if alone:
         with whole_file(target, exclusive=True) as file:
             _write_weights(places["unet"], "unet", file, dtype)
-        return Conversion(list(places), _head_notes(configs["unet"]))
+        return Conversion(list(places), [])
     plan = _diffusers_plan(configs) if layout == DIFFUSERS else _original_plan(places["unet"], configs, layout)
     with whole_folder(target, exclusive=True) as folder:
         for name, content in plan.texts.items():
@@ -142,13 +143,6 @@ def _checked_config(place: Layout, part: str, dtype: torch.dtype | None) -> Any:
     network = read_network(place, part, "meta", dtype)
     check_network(part, network)
     return network.config
-
-
-def _head_notes(unet: UNetConfig) -> list[str]:
-    """What a file of weights cannot say of a UNet that is not of the published size."""
-    if unet.head_dim == UNetConfig().head_dim:
-        return []
-    return [f"the file does not say that attention heads are {unet.head_dim} wide; keep {CONFIG_NAME} beside it"]
 
 
 def _text_notes(place: Layout, layout: str, dtype: torch.dtype | None) -> list[str]:
@@ -219,7 +213,7 @@ def _write_weights(
         weights = rename(weights, config)
     elif part == "text encoder":  # other tools load all of it, the image tower too
         weights = open_clip_weights(read_files(place.part(part).files_for(dtype))) or weights
-    write_safetensors(path, weights, dtype)
+    write_safetensors(path, weights, dtype, head_width(config) if part == "unet" else {})
 
 
 def _write_pickle(

@@ -45,7 +45,8 @@ def inspect(path: str | Path) -> Report:
     known model that it is by its size or its name, or None), `parts` (unet, vae, text encoder: files, config, tensors,
     parameters, bytes, dtypes), `missing` (part -> where it was looked for), `problems` and `warnings` (a line each).
     With a family: `trained` and `suggested`, from `families.FAMILIES`. Of a file also tensors, parameters, bytes and
-    dtypes in all. Of a LoRA what `lora_files.describe_lora` says. Of a clip num_frames, width, height and fps.
+    dtypes in all. Of a LoRA what `lora_files.describe_lora` says. Of a clip num_frames, width, height and fps,
+    and what it says of how it was made.
 
     Raises FileNotFoundError, CheckpointError or OSError where there is nothing to report of.
     """
@@ -107,12 +108,21 @@ def _clip(path: Path) -> Report | None:
         if path.is_dir():
             files = sorted(file for file in path.iterdir() if not file.name.startswith("."))
             is_sequence = files and all(file.suffix.lower() in PICTURE_EXTENSIONS for file in files)
-            return _folder(files) if is_sequence else None
+            return _folder(files) | _made_with(path) if is_sequence else None
         if extension in VIDEO_EXTENSIONS:
-            return _video(path)
-        return _pictures(path) if extension in ANIMATION_EXTENSIONS + PICTURE_EXTENSIONS else None
+            return _video(path) | _made_with(path)
+        is_picture = extension in ANIMATION_EXTENSIONS + PICTURE_EXTENSIONS
+        return _pictures(path) | _made_with(path) if is_picture else None
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises the last on a broken PNG
         raise OSError(f"cannot read {path}: {error}; replace or remove the file") from error
+
+
+def _made_with(path: Path) -> Report:
+    from .video_metadata import SETTINGS, read_metadata
+
+    found = read_metadata(path)
+    settings = {"made_with": found[SETTINGS]} if SETTINGS in found else {}
+    return settings | ({"workflow": "ComfyUI's, drop it on the canvas"} if "workflow" in found else {})
 
 
 def _folder(pictures: Sequence[Path]) -> Report:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
+
 from .config import ModelConfig, TextConfig, UNetConfig, VAEConfig
 from .configuration import CONFIG_NAME, CheckpointError, read_config, read_json
 
@@ -22,6 +24,8 @@ CLASSES = {
     "text encoder": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel"),
 }
 
+HEAD_DIM = "attention_head_dim"
+SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 UNET_FOLDER, SCHEDULER_FILE = "unet", "scheduler/scheduler_config.json"
 # This family's noise schedule in diffusers' words.
 SCHEDULE = {
@@ -64,12 +68,15 @@ def fits(config: Json, network: UNetConfig | VAEConfig | TextConfig) -> bool:
 
 
 def config_beside(file: Path, part: str) -> Json:
-    """What the JSON in a file's folder may say of one of its parts, by the names of diffusers' config.json.
+    """What a file, or the JSON in its folder, may say of one of its parts, by the names of diffusers' config.json.
 
+    A UNet's file that was written here says how wide its heads are, and then no JSON counts.
     Folders such as ComfyUI's models/vae are shared: a config.json counts only beside a file that diffusers or
     transformers named, and only if it is of a class that the part can have. A configuration.json counts for a UNet of
     any name. Whether the sizes in it are those of the weights is for `fits` to say.
     """
+    if part == "unet" and (said := _head_width(file)):
+        return said
     config = _read(file.with_name("config.json")) if STEM.match(file.name) else {}
     architectures = config.get("architectures")
     kinds = {config.get("_class_name"), *(architectures if isinstance(architectures, list) else [])}
@@ -77,6 +84,22 @@ def config_beside(file: Path, part: str) -> Json:
         text = config.get("text_config")  # of a whole CLIPModel
         return {**config, **text} if part == "text encoder" and isinstance(text, dict) else config
     return _configuration_beside(file) if part == "unet" else {}
+
+
+def head_width(unet: UNetConfig) -> dict[str, str]:
+    """Metadata for a .safetensors file of a UNet: what its tensors do not tell."""
+    return {HEAD_DIM: str(unet.head_dim)}
+
+
+def _head_width(file: Path) -> Json:
+    if file.suffix not in SAFETENSORS_SUFFIXES:
+        return {}
+    try:
+        with safetensors.safe_open(file, "pt") as opened:  # pyright: ignore[reportPrivateImportUsage]
+            text = (opened.metadata() or {}).get(HEAD_DIM, "")
+    except (OSError, safetensors.SafetensorError):  # which reading its weights will tell
+        return {}
+    return {HEAD_DIM: int(text)} if text.isdecimal() else {}
 
 
 def _read(path: Path) -> Json:
@@ -95,7 +118,7 @@ def _configuration_beside(file: Path) -> Json:
         if file.stem == Path(ModelConfig.unet_file).stem:  # the UNet that a configuration.json speaks of
             raise
         return {}
-    return {"attention_head_dim": unet.head_dim, **sizes(unet)}
+    return {HEAD_DIM: unet.head_dim, **sizes(unet)}
 
 
 def schedule_beside(file: Path) -> Json:

@@ -263,12 +263,17 @@ class SDVideo:
         return torch.autocast(kind, half, enabled=wanted, cache_enabled=kind == "cpu")
 
 
+def check_seed(seed: int | None) -> None:
+    """Raises ValueError for what no generator takes; None draws one."""
+    if seed is not None and not 0 <= seed < 2**64:
+        raise ValueError(f"seed={seed}; it must be 0..{2**64 - 1}")
+
+
 def _generators(seed: int | None) -> tuple[torch.Generator, torch.Generator]:
     """One for the first noise and one, seeded with the next number, for the noise that eta > 0 adds."""
+    check_seed(seed)
     first = torch.Generator()
     seed = first.seed() if seed is None else seed
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed={seed}; it must be 0..{2**64 - 1}")
     return first.manual_seed(seed), torch.Generator().manual_seed((seed + 1) % 2**64)
 
 

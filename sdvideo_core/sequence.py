@@ -77,6 +77,17 @@ def count_frames(path: Path) -> int:
         return len(_frame_times(path))
 
 
+def frame_rate(path: Path) -> float | None:
+    """Frames per second of an animation or a video; None of what has no rate, such as a folder of pictures."""
+    if path.is_dir():
+        return None
+    if path.suffix.lower() not in VIDEO_EXTENSIONS:
+        shown = [milliseconds for _, milliseconds in timed_frames(path)]
+        return round(1000 * len(shown) / sum(shown), 2) if len(shown) > 1 else None
+    with _naming(path), av.open(path) as container:
+        return round(float(container.streams.video[0].average_rate or 0), 2) or None
+
+
 def _frame_times(path: Path) -> list[int]:
     """When each frame of a video starts, in its own time base, without decoding any: containers often misstate
     their length."""
@@ -177,6 +188,7 @@ def timed_frames(path: Path) -> Iterator[tuple[Image.Image, int]]:
     with _naming(path), Image.open(path) as image:
         for index in range(_first_frame(image), getattr(image, "n_frames", 1)):
             image.seek(index)
+            image.load()  # only then a WebP tells how long a frame is shown
             milliseconds = round(image.info.get("duration", 0))
             yield to_rgb(image), milliseconds if milliseconds > TOO_SHORT else SHOWN_INSTEAD
 

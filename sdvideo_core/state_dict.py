@@ -49,11 +49,14 @@ SIGNATURES = (
     (rb"\x1aE\xdf\xa3", "a WebM or MKV video"),
     (rb"PK(?!.*%b).{60}|Rar!|7z\xbc\xaf|\x1f\x8b" % ZIP_OF_TORCH, "an archive"),
 )
+GIVE_WEIGHTS = "give a .safetensors, .pth, .bin or .ckpt file in its place"
 REMEDIES = {
     "a web page": "download the raw file instead of its page",
     "a Git LFS pointer": "run `git lfs pull`, or download the file itself",
     "an archive": "unpack it, and give the file of weights in it",
 }
+
+NO_METADATA: Mapping[str, str] = {}
 
 # The names that a .safetensors header has for what weights are stored in.
 SAFETENSORS_DTYPES = {
@@ -161,8 +164,9 @@ def _why_unreadable(path: Path, start: bytes, error: str) -> str:
             "Get the weights as .safetensors, or convert the file where you trust it."
         )
     if what := next((what for signature, what in SIGNATURES if re.match(signature, start, re.DOTALL)), None):
-        remedy = REMEDIES.get(what, "give a .safetensors, .pth, .bin or .ckpt file in its place")
-        return f"is {what}, not weights; {remedy}"
+        return f"is {what}, not weights; {REMEDIES.get(what, GIVE_WEIGHTS)}"
+    if path.suffix.lower() not in WEIGHT_SUFFIXES:
+        return f"is no file of weights; {GIVE_WEIGHTS}"
     size = path.stat().st_size
     return f"cannot be read ({size} bytes): it is damaged, cut short or no file of weights. Download it again."
 
@@ -191,11 +195,17 @@ def _read_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
-def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+def write_safetensors(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] = NO_METADATA,
+) -> None:
     """Writes a .safetensors file, holding one tensor in memory at a time beside those given.
 
-    dtype: what floating-point weights are converted to; None leaves each as it is. The format is that of
-    https://github.com/huggingface/safetensors#format: length of the header, header in JSON, bytes of the tensors.
+    dtype: what floating-point weights are converted to; None leaves each as it is. metadata: texts of the header. The
+    format is that of https://github.com/huggingface/safetensors#format: length of the header, header in JSON, bytes of
+    the tensors.
     Raises CheckpointError for a precision that the format has no name for.
     """
     stored = {key: dtype if dtype and value.is_floating_point() else value.dtype for key, value in tensors.items()}
@@ -205,7 +215,7 @@ def write_safetensors(path: str | Path, tensors: Mapping[str, Tensor], dtype: to
             "convert it to another precision, such as float32"
         )
     keys = sorted(tensors, key=lambda key: -stored[key].itemsize)  # the widest first, so that all are aligned
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {**metadata, "format": "pt"}}
     end = 0
     for key in keys:
         begin, end = end, end + tensors[key].numel() * stored[key].itemsize

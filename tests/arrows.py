@@ -13,7 +13,7 @@ FILES |= {
     "video_io",
     "whole_file",
 }
-FILES |= {"arguments", "dithering", "gif", "playback", "sequence", "thumbnails"}
+FILES |= {"arguments", "dithering", "gif", "playback", "sequence", "thumbnails", "video_metadata"}
 LORA = {"lora", "lora_export", "lora_files", "lora_formats", "lora_layers", "lora_lists", "lora_others"}
 LORA |= {"lora_peft", "lora_weights"}
 LIBRARY = NETWORKS | FILES | LORA | {"schedule", "guidance", "sampler", "ddim", "lcm", "solvers", "samplers"}
@@ -46,10 +46,10 @@ CORE_ARROWS: dict[str, set[str]] = {
     "checkpoint": {"configuration", "part_config", "state_dict", "layouts", "weights"} | NETWORKS - {"blocks"},
     "families": {"checkpoint", "config", "layouts"},
     "inspection": {"checkpoint", "config", "configuration", "families", "layouts", "lora_files", "lora_layers"}
-    | {"state_dict", "video_io"},
+    | {"state_dict", "video_io", "video_metadata"},
     "diffusers_folder": {"config", "configuration", "layouts", "part_config", "vae"},
     "convert": {"checkpoint", "config", "configuration", "diffusers_folder", "diffusers_format", "layouts"}
-    | {"state_dict", "weights", "whole_file"},
+    | {"part_config", "state_dict", "weights", "whole_file"},
     "lora_layers": {"config", "key_maps", "text_encoder", "unet"},
     "lora_lists": {"lora_layers"},
     "lora_others": {"configuration"},
@@ -67,12 +67,13 @@ CORE_ARROWS: dict[str, set[str]] = {
     "gif": {"dithering", "frames", "playback", "whole_file"},
     "sequence": {"arguments", "frames"},
     "thumbnails": {"sequence"},
+    "video_metadata": {"sequence"},
     "video_io": {"frames", "gif", "playback", "sequence", "whole_file"},
     "training": LIBRARY,
     "pipeline": LIBRARY,
     "demo": LIBRARY | {"training", "pipeline"},
     "cli_lora": LIBRARY | {"pipeline"},
-    "cli_sampling": LIBRARY,
+    "cli_sampling": LIBRARY | {"pipeline"},
     "cli_files": LIBRARY,
     "cli_training": LIBRARY | {"training", "pipeline", "cli_defaults", "cli_files"},
     "cli_defaults": LIBRARY,

@@ -209,6 +209,11 @@ def open_dataset(path: StrPath, skip_bad: bool = False, max_frames: int | None =
     return kind(folder, skip_bad, max_frames, stride)
 
 
+def has_clips(folder: Path) -> bool:
+    """Whether a folder may be meant as a dataset, good or bad."""
+    return (folder / "frames").is_dir() or any(file.suffix.lower() in CLIP_EXTENSIONS for file in _visible(folder))
+
+
 def _folder(path: StrPath) -> Path:
     folder = Path(path)
     if not folder.is_dir():

@@ -15,6 +15,7 @@ from ..blocks import TemporalConv, TemporalTransformer
 from ..lora import LoRA, Pair
 from ..lora_export import Metadata, write_kohya
 from ..lora_layers import joined
+from ..part_config import head_width
 from ..unet import UNetSD
 from ..whole_file import whole_file
 
@@ -95,7 +96,7 @@ class Network(nn.Module):
             return
         unet = {key.removeprefix("unet."): value.to("cpu", dtype).contiguous() for key, value in weights.items()}
         with whole_file(path) as temporary:
-            save_file(unet, temporary, {**metadata, "format": "pt"})
+            save_file(unet, temporary, {**metadata, **head_width(self.unet.config), "format": "pt"})
 
 
 def _pairs(lora: LoRA, weights: dict[str, Tensor]) -> dict[str, Pair]:

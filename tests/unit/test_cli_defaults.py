@@ -68,7 +68,18 @@ def test_help_tells_that_the_model_decides(command):
 )
 @pytest.mark.filterwarnings("ignore:SDVideo's demo model .* is asked for 1 frames")
 def test_a_known_model_is_sampled_as_it_was_trained(tmp_path, options, settings):
-    given = ["--frames", "1", "--seed", "1", "--device", "cpu", "--no-amp", "-o", str(tmp_path / "cli")]
+    given = [
+        "--frames",
+        "1",
+        "--seed",
+        "1",
+        "--device",
+        "cpu",
+        "--no-amp",
+        "--no-metadata",
+        "-o",
+        str(tmp_path / "cli"),
+    ]
     assert main(["txt2vid", str(demo_model()), "a red circle", *given, *options]) == 0
     model = SDVideo(demo_model(), amp=False)
     save_pngs(model("a red circle", num_frames=1, seed=1, image_size=(96, 96), **settings), tmp_path / "api")

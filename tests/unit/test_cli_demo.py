@@ -114,11 +114,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_model_is_copied_once_and_nothing_is_overwritten(told, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
-    wrote, *_ = told("--save-model", model, "--steps", 3)
+    [wrote] = told("--save-model", model)
     assert wrote.startswith(f"Wrote {model}: the demo model, VQGAN_autoencoder.safetensors, configuration.json, ")
     assert contents(model) == contents(demo_model())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.gif", "model"]
-    again, *_ = told("--save-model", model, "--zoom", 1, "--steps", 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    again, *_, drawn = told("--save-model", model, "a red circle moving left", "--zoom", 1, "--steps", 3)
+    assert drawn.startswith(f"Wrote {tmp_path / 'demo.gif'}: ")
     assert again == f"{model} holds the demo model already"
     (model / "configuration.json").write_text("{}")
     before = contents(model)
@@ -136,7 +137,7 @@ def test_few_steps_are_four_without_guidance_with_the_lora_as_its_file_says(told
     down, up = torch.randn(1, 64, 3, 3, generator=torch.Generator().manual_seed(0)), torch.ones(4, 1, 1, 1)
     pair = {"lora_unet_out_2.lora_down.weight": down, "lora_unet_out_2.lora_up.weight": up / 50}
     save_file(pair, file, LCM(original_steps=20).metadata())
-    told("a red circle", "--few-steps", "--zoom", 1, "--seed", 0, "--output", tmp_path / "cli")
+    told("a red circle", "--few-steps", "--zoom", 1, "--seed", 0, "--no-metadata", "--output", tmp_path / "cli")
     model = SDVideo(demo_model(), amp=False)
     model.load_lora(file)
     settings = {"image_size": (96, 96), "seed": 0, "timesteps": 4, "guidance_scale": 1.0}

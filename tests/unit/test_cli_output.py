@@ -13,6 +13,7 @@ from tests.unit.small_clips import grey_images, to_video
 def parse(*options):
     parser = argparse.ArgumentParser()
     cli_output.add_options(parser, "video.gif")
+    parser.set_defaults(parser=parser)
     return parser.parse_args([str(option) for option in options])
 
 

@@ -1,5 +1,7 @@
 """Command line for training: parts from elsewhere, and options that belong to others."""
 
+import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from sdvideo_core.training import CachedDataset, Distillation
 from tests.unit.small_clips import save_clip
 from tests.unit.small_model import put_beside_nothing
 
+CACHE = "a cache of clips to train on"
+GIFS = "GIFs with captions: 0001.gif and 0001.gif.txt (or 0001.txt)"
 SMALL = ["--frames", "2", "--size", "32x16", "--device", "cpu"]
 
 
@@ -28,9 +32,59 @@ def test_a_unet_alone_trains_and_caches_with_parts_of_another_model(original_dir
     assert main(cache) == 1
     assert "--vae PATH on the command line" in capsys.readouterr().err
     assert main([*cache, *parts]) == 0
+    capsys.readouterr()
+    assert main(["info", str(tmp_path / "cache"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["is"], told["clips"], told["width"], told["height"]) == (CACHE, 1, 32, 16)
     train = ["train", "--model", str(unet), "--data", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
     assert main([*train, *parts, "--lora-rank", "1", "--steps", "1", "--device", "cpu"]) == 0
     assert (tmp_path / "out" / "vid_lora.safetensors").is_file()
+
+
+def draw(told: str, *options: str | Path) -> int:
+    """Runs the command that training told, with its model's size."""
+    command = shlex.split(told.splitlines()[-1].partition("; to use it: sdvideo ")[2].replace('"..."', "red"))
+    assert command[0] == "txt2vid"
+    return main([*command, "--size", "32x16", "--frames", "2", "--steps", "1", "--device", "cpu", *map(str, options)])
+
+
+@pytest.mark.parametrize(
+    ("options", "trained"),
+    [
+        ([], "all layers"),
+        (["--train-only", "temporal"], "the layers that mix frames"),
+        (["--lora-rank", "2"], "a LoRA of rank 2 on all layers"),
+        (["--lora-rank", "2", "--lcm"], "a LoRA of rank 2 on all layers"),
+    ],
+)
+def test_training_tells_what_it_trains_and_how_to_use_it(original_dir, clips, tmp_path, capsys, options, trained):
+    train = ["train", "--model", str(original_dir), "--data", str(clips), "--out", str(tmp_path / "out"), *SMALL]
+    assert main([*train, "--steps", "1", *options]) == 0
+    told = capsys.readouterr().err
+    assert f"Training {trained} on 1 clip\n" in told
+    assert ("--sampler lcm" in told) == ("--lcm" in options)
+    assert draw(told, "-o", tmp_path / "drawn.gif") == 0
+    assert (tmp_path / "drawn.gif").is_file()
+
+
+@pytest.mark.parametrize(("command", "name"), [("train", "vid"), ("cache", "clips")])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(tmp_path, capsys, command, name):
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "out"
+    assert main([command, "--model", "nowhere", "--data", "nothing", "--out", str(out)]) == 1
+    assert capsys.readouterr().err.startswith(f"sdvideo: cannot write {out / name}: Not a directory; choose another ")
+
+
+def test_info_knows_clips_to_train_on_and_what_is_wrong_with_them(clips, tmp_path, capsys):
+    assert main(["info", str(clips)]) == 0
+    assert capsys.readouterr().out == f"{clips} is a dataset of clips to train on\n  clips: 1\n  kind: {GIFS}\n"
+    save_clip(clips / "0002.gif", text=None)
+    assert main(["info", str(clips)]) == 1
+    assert "  problems: " in (told := capsys.readouterr().out)
+    assert "0002.gif" in told
+    (tmp_path / "empty").mkdir()
+    assert main(["info", str(tmp_path / "empty")]) == 1
+    assert "holds no model" in capsys.readouterr().err
 
 
 def test_clips_get_the_size_and_length_of_a_known_model(clips, tmp_path):

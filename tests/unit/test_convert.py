@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from sdvideo_core import SDVideo
-from sdvideo_core.checkpoint import LOADERS, CheckpointError, load_text_encoder
+from sdvideo_core.checkpoint import LOADERS, CheckpointError, load_text_encoder, load_unet
 from sdvideo_core.cli import main
 from sdvideo_core.config import ModelConfig
+from sdvideo_core.configuration import configuration
 from sdvideo_core.convert import convert
 from sdvideo_core.ddim import draw_noise
 from sdvideo_core.state_dict import read_state_dict, write_safetensors
@@ -79,12 +80,15 @@ def test_a_unet_alone_is_one_file(original_dir, tmp_path):
     assert convert(original_dir, target, "safetensors").parts == ["unet"]
     assert_equal_files(target, original_dir / NAMES[0])
     with safetensors.safe_open(target, "pt") as file:
-        assert file.metadata() == {"format": "pt"}
+        assert file.metadata() == {"format": "pt", "attention_head_dim": "16"}
 
 
-def test_a_unet_alone_that_cannot_say_how_wide_its_heads_are_is_told_of(demo_model_dir, tmp_path):
-    [note] = convert(demo_model_dir, tmp_path / "unet.safetensors", "safetensors").notes
-    assert note == "the file does not say that attention heads are 16 wide; keep configuration.json beside it"
+def test_a_unet_alone_says_how_wide_its_heads_are(demo_model_dir, tmp_path):
+    target = tmp_path / "alone" / "unet.safetensors"
+    target.parent.mkdir()
+    assert convert(demo_model_dir, target, "safetensors").notes == []
+    (target.parent / "configuration.json").write_text(json.dumps(configuration(ModelConfig())))  # of another model
+    assert load_unet(target).config == load_unet(demo_model_dir).config
 
 
 @pytest.mark.parametrize(("target", "layout"), [("a.pth", "safetensors"), ("a.safetensors", "modelscope")])
