@@ -26,14 +26,13 @@ from .lcm import LCM, guidance_embedding, misuses
 from .lora_files import LoRAReport
 from .lora_weights import LoRAWeights
 from .playback import progress_bar
+from .precision import FLOAT_TYPES, amp_dtype, warn_of_emulation
 from .sampler import Sampler, draw_noise
 from .samplers import SAMPLERS, find_sampler
 from .schedule import NoiseSchedule
 
 # Latent pixels of a video up to which both prompts run together, those of 24 frames of 576x320 (decision 39).
 BATCHED = 24 * 72 * 40
-
-FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 TEXT = Kind(lambda value: isinstance(value, str), "one prompt (str); call the model once for each of several")
 NEGATIVE = replace(TEXT, expected="one prompt (str), '' for none")
@@ -94,6 +93,7 @@ class SDVideo:
         if dtype not in FLOAT_TYPES:
             raise ValueError(f"dtype={dtype}; expected one of {', '.join(map(str, FLOAT_TYPES))}")
         self.device, self.dtype, self.amp = _usable(device), dtype, amp
+        warn_of_emulation(f"dtype={dtype}", dtype, self.device, "dtype=torch.float32")
         layout = find_layout(model_path)
         named = {"vae": vae, "text encoder": text_encoder}
         places = {"unet": layout} | {part: find_layout(path) if path else layout for part, path in named.items()}
@@ -256,9 +256,8 @@ class SDVideo:
         return layer is not None and any(bool(weight.any()) for weight in layer.parameters())
 
     def _precision(self) -> contextlib.AbstractContextManager[object]:
-        kind = self.device.type
-        half = torch.float16 if kind == "cuda" else torch.bfloat16
-        wanted = self.amp and self.dtype is torch.float32 and _computes_in_half(self.device)
+        kind, half = self.device.type, amp_dtype(self.device)
+        wanted = self.amp and self.dtype is torch.float32 and half is not None
         # Weights that are kept in half as well spare a CPU their cast at every step, and would fill a GPU's memory.
         return torch.autocast(kind, half, enabled=wanted, cache_enabled=kind == "cpu")
 
@@ -283,13 +282,6 @@ def _usable(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used here: {reason}; use 'cpu'") from error
-
-
-def _computes_in_half(device: torch.device) -> bool:
-    """CPUs without bfloat16 arithmetic would emulate it, slower than float32."""
-    return device.type != "cpu" or (
-        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
 
 
 def _why_not_xformers(device: torch.device, dtype: torch.dtype) -> str | None:

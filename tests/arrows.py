@@ -16,7 +16,9 @@ FILES |= {
 FILES |= {"arguments", "dithering", "gif", "playback", "sequence", "thumbnails", "video_metadata"}
 LORA = {"lora", "lora_export", "lora_files", "lora_formats", "lora_layers", "lora_lists", "lora_others"}
 LORA |= {"lora_peft", "lora_weights"}
-LIBRARY = NETWORKS | FILES | LORA | {"schedule", "guidance", "sampler", "ddim", "lcm", "solvers", "samplers"}
+LIBRARY = (
+    NETWORKS | FILES | LORA | {"precision", "schedule", "guidance", "sampler", "ddim", "lcm", "solvers", "samplers"}
+)
 
 # What each module or subpackage of sdvideo_core may import of sdvideo_core.
 CORE_ARROWS: dict[str, set[str]] = {
@@ -68,6 +70,7 @@ CORE_ARROWS: dict[str, set[str]] = {
     "sequence": {"arguments", "frames"},
     "thumbnails": {"sequence"},
     "video_metadata": {"sequence"},
+    "precision": set(),
     "video_io": {"frames", "gif", "playback", "sequence", "whole_file"},
     "training": LIBRARY,
     "pipeline": LIBRARY,

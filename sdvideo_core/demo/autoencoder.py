@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import VAEConfig
+from ..precision import computes_in
 from ..training.ema import EMA
 from ..training.lr_schedule import LRSchedule
 from ..vae import LATENT_SCALE, AttnBlock, AutoencoderKL, ResnetBlock
@@ -117,7 +118,7 @@ def fit(
         noise = torch.randn(len(frames), 4, frames.shape[2] // 8, frames.shape[3] // 8, generator=generator)
         for group in optimizer.param_groups:
             group["lr"] = rate(step)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=computes_in(torch.bfloat16, device)):
             value = run(frames, noise.to(device))
         value.backward()
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)

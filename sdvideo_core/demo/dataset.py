@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..precision import computes_in
 from ..vae import AutoencoderKL
 from ..whole_file import whole_file
 from .clips import Scene, caption, draw_clip, scenes
@@ -43,7 +44,7 @@ def encode_clips(vae: AutoencoderKL, count: int, path: Path, seed: int = 0, log:
     latents = []
     for done, index in enumerate(order, 1):
         frames = torch.from_numpy(draw_clip(every[index], rng)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=computes_in(torch.bfloat16, device)):
             latents.append(vae.encode(frames.to(device), frames_at_once=len(frames)).half().cpu().contiguous())
         if log:
             log(done, len(order))

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..pipeline import SDVideo
+from ..precision import computes_in
 from ..training import Distillation, SDVideoTrainer
 from . import FEW_STEPS_LORA, demo_model
 from .dataset import LatentClips, collate_latents
@@ -40,7 +41,7 @@ def distil(
         seed=SEED,
         unconditional_ratio=0.0,
         preencoded_img=True,
-        mixed_precision="bf16",
+        mixed_precision="bf16" if computes_in(torch.bfloat16, device) else "no",
         ema=0.98,
         start_noise=0.75,
         lora_rank=RANK,

@@ -24,6 +24,7 @@ from ..config import ModelConfig
 from ..configuration import CONFIG_NAME, configuration
 from ..families import TRAINED_UNET
 from ..pipeline import SDVideo
+from ..precision import computes_in
 from ..text_encoder import TextEncoder
 from ..training import SDVideoTrainer
 from ..unet import UNetSD
@@ -139,7 +140,7 @@ class Recipe:
                 load_state=True,
                 seed=SEED,
                 preencoded_img=True,
-                mixed_precision="bf16",
+                mixed_precision="bf16" if computes_in(torch.bfloat16, self.device) else "no",
                 ema=0.998,
                 min_snr_gamma=5.0,
                 snr_floor=0.25,

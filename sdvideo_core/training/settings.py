@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from ..arguments import NUMBER, WHOLE
+from ..precision import warn_of_emulation
 from .sharding import is_sharded
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def _check_precision(t: SDVideoTrainer) -> None:
         raise ValueError(f"mixed_precision={t.mixed_precision!r}; expected no, bf16 or fp16")
     if t.mixed_precision == "fp16" and torch.device(t.model.device).type == "cpu":
         raise ValueError("mixed_precision='fp16' needs a GPU and the model is on the CPU; use 'bf16' or 'no'")
+    if t.mixed_precision == "bf16":
+        warn_of_emulation("mixed_precision='bf16'", torch.bfloat16, t.model.device, "mixed_precision='no'")
     if t.lora_rank is None and t.model.dtype is not torch.float32:
         raise ValueError(
             f"the model's weights are {t.model.dtype}, too coarse for small steps; "

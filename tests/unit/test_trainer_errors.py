@@ -47,6 +47,15 @@ def test_settings_are_checked_at_once(small_model, tmp_path, options, message):
         trainer(small_model, tmp_path, **options)
 
 
+@pytest.mark.parametrize("can", [True, False])
+def test_a_precision_that_the_cpu_would_emulate_is_told(small_model, tmp_path, monkeypatch, recwarn, can):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: can)
+    trainer(small_model, tmp_path, mixed_precision="bf16")
+    emulated = "this CPU does not compute in it and emulates it, many times slower than float32; use "
+    expected = [] if can else [f"mixed_precision='bf16': {emulated}mixed_precision='no'"]
+    assert [str(warning.message) for warning in recwarn] == expected
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,0 +1,40 @@
+"""Precision: what a device computes in, and what a CPU would only emulate."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def computes_in(dtype: torch.dtype, device: torch.device | str) -> bool:
+    """Whether a device has arithmetic for one of FLOAT_TYPES.
+
+    CPUs need it in oneDNN's kernels (AVX-512 or AMX). Without, torch computes number by number: where there is AVX2
+    only, a product of matrices of 2048 rows takes 400 times as long in bfloat16 as in float32.
+    """
+    if torch.device(device).type != "cpu" or dtype is torch.float32:
+        return True
+    if not torch.backends.mkldnn.is_available():
+        return False
+    kernels = torch.ops.mkldnn
+    can = kernels._is_mkldnn_bf16_supported if dtype is torch.bfloat16 else kernels._is_mkldnn_fp16_supported
+    return can()
+
+
+def amp_dtype(device: torch.device | str) -> torch.dtype | None:
+    """What mixed precision computes in: float16 on CUDA, elsewhere bfloat16; None on CPUs that would emulate it."""
+    if torch.device(device).type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if computes_in(torch.bfloat16, device) else None
+
+
+def warn_of_emulation(given: str, dtype: torch.dtype, device: torch.device | str, remedy: str) -> None:
+    """Warns where a CPU was asked for what it does not compute in. given: the argument, as it was written."""
+    if not computes_in(dtype, device):
+        warnings.warn(
+            f"{given}: this CPU does not compute in it and emulates it, many times slower than float32; use {remedy}",
+            stacklevel=3,
+        )
