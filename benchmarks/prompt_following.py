@@ -274,6 +274,8 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="write a picture of some videos here")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
+    if args.without_lora and not args.few_steps:
+        parser.error("--without-lora belongs to --few-steps")
     model = SDVideo(args.model or demo_model(), args.device, amp=args.amp)
     if args.few_steps and not args.without_lora:
         model.load_lora(args.lora)

@@ -32,7 +32,7 @@ class SDVideoLoRALoader(io.ComfyNode):
                     "lora_name",
                     options=lora_names(),
                     tooltip="File in models/loras: kohya, PEFT, diffusers, stable_lora, webui or cloneofsimo format; "
-                    "demo_few_steps comes with SDVideo and makes the model demo draw in 4 steps.",
+                    "demo_few_steps comes with SDVideo, to try few-step LoRAs with the model demo.",
                 ),
                 _strength("strength_model", "How strongly the LoRA changes the video model. 0 leaves it as it is."),
                 _strength("strength_clip", "The same for the text encoder; many LoRAs have no part for it."),

@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status is 0, or 1 after an error told in one line, 130 when stopped."""
     args, unknown = build_parser().parse_known_args(argv)
     if unknown:
-        words = hasattr(args, "prompt") and not any(word.startswith("-") for word in unknown)
+        is_one_word = len((getattr(args, "prompt", None) or "two words").split()) == 1
+        words = is_one_word and not any(word.startswith("-") for word in unknown)
         remedy = "; put the prompt in quotes" if words else ""
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{remedy}")
     try:
@@ -215,12 +216,13 @@ def vid2vid(args: argparse.Namespace) -> None:
 
 
 def info(args: argparse.Namespace) -> int:
+    from .configuration import CheckpointError
     from .inspection import describe, inspect
 
     path = Path(args.path)
     try:
         report = inspect(path)
-    except ValueError:
+    except CheckpointError:
         if not (data := cli_training.describe_data(path)):
             raise
         report = data
@@ -238,7 +240,7 @@ def _load(args: argparse.Namespace) -> SDVideo:
     device = cli_training.device(args)
     args.dtype = args.dtype or ("float16" if device.startswith("cuda") else "float32")
     model = SDVideo(args.model, device, getattr(torch, args.dtype), amp=args.amp, **parts)
-    cli_lora.load_loras(model, args)
+    cli_lora.load_loras(model, args.lora or [])
     return model.enable_xformers() if args.xformers else model
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from . import cli_defaults, cli_lora, cli_output, cli_sampling
 
-PROMPT = "a red circle moving left"
+PROMPT, OUTPUT = "a red circle moving left", "demo.gif"
 TOO_FEW_STEPS = 2  # at most so many draw a blur
 
 Command = Callable[[Any, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
@@ -30,12 +30,12 @@ def add_commands(commands: Any, command: Command) -> None:
     parser.add_argument("--few-steps", action="store_true", help=text)
     cli_sampling.add_options(parser)
     parser.add_argument("--zoom", type=int, default=3, help="1..8: enlarge the model's 96x96 pixels")
-    text = "copy the model to DIR, to try the other commands with it; draws only what a prompt asks for"
+    text = "copy the model to DIR, to try the other commands with it; draws then only with a prompt or --output"
     parser.add_argument("--save-model", metavar="DIR", help=text)
     # Of the first ten, 5 draws the roundest red circle.
     parser.add_argument("--seed", type=int, default=5, help="the same seed gives the same video")
     cli_lora.add_option(parser)
-    cli_output.add_options(parser, "demo.gif")
+    cli_output.add_options(parser, OUTPUT)
     parser.set_defaults(image_size=None, sampler=None)  # which --few-steps may choose
 
 
@@ -46,21 +46,21 @@ def demo(args: argparse.Namespace) -> None:
     from .families import DEMO
     from .pipeline import SDVideo
 
+    if args.save_model and args.prompt is None and args.output == OUTPUT:
+        _save_model(demo_model(), Path(args.save_model))
+        return
     cli_output.check(args)
     cli_sampling.check(args)
     if not 1 <= args.zoom <= 8:
         raise ValueError(f"--zoom {args.zoom}; it must be 1..8")
-    if args.few_steps:
-        _use_few_steps(args)
+    extra = _few_steps(args) if args.few_steps else []
     if args.save_model:
         _save_model(demo_model(), Path(args.save_model))
-        if args.prompt is None:
-            return
     args.prompt = PROMPT if args.prompt is None else args.prompt
     args.sampler = args.sampler or "ddim"
     cli_defaults.complete(args, DEMO)
     _hint(args)
-    model = cli_lora.load_loras(SDVideo(demo_model(), amp=False), args)
+    model = cli_lora.load_loras(SDVideo(demo_model(), amp=False), [*extra, *(args.lora or [])])
     options = {"guidance_scale": args.guidance_scale, "timesteps": args.timesteps, "seed": args.seed}
     options |= cli_sampling.settings(args, model.lcm)
     video = model(args.prompt, image_size=args.image_size, bar=True, **options)
@@ -68,14 +68,14 @@ def demo(args: argparse.Namespace) -> None:
     cli_output.save(frames.transpose(0, 1)[None], args, args.seed)
 
 
-def _use_few_steps(args: argparse.Namespace) -> None:
-    """Adds the few-step LoRA, whose file says how it is sampled, to those of --lora."""
+def _few_steps(args: argparse.Namespace) -> list[tuple[Path, float]]:
+    """The few-step LoRA, whose file says how the sampler that is set here samples with it."""
     if args.sampler not in (None, "lcm"):
         raise ValueError(f"--few-steps draws with the sampler lcm, got --sampler {args.sampler}; leave one of them out")
     from .demo import few_steps_lora
 
-    args.lora = [(few_steps_lora(), 1.0), *(args.lora or [])]
     args.sampler = "lcm"
+    return [(few_steps_lora(), 1.0)]
 
 
 def _save_model(source: Path, target: Path) -> None:
@@ -106,7 +106,7 @@ def _hint(args: argparse.Namespace) -> None:
     """Says in a line each what will keep the video from showing what is asked for."""
     _hint_at_prompt(args.prompt)
     if args.timesteps <= TOO_FEW_STEPS and args.sampler != "lcm":
-        sys.stderr.write(f"Note: {args.timesteps} of --steps are too few for this model; use 20, or --few-steps\n")
+        sys.stderr.write(f"Note: {args.timesteps} of --steps are too few for this model; use 20, or --sampler lcm\n")
 
 
 def hint_at_words(args: argparse.Namespace) -> None:

@@ -41,8 +41,9 @@ def path_and_strength(text: str) -> tuple[str, float]:
         return text, 1.0
 
 
-def load_loras(model: SDVideo, args: argparse.Namespace) -> SDVideo:
-    for path, strength in args.lora or []:
+def load_loras(model: SDVideo, loras: list[tuple[Any, float]]) -> SDVideo:
+    """Loads what --lora names, paths with strengths, and tells what of each is applied."""
+    for path, strength in loras:
         sys.stderr.write(f"{model.load_lora(path, strength)}, strength {strength:g}\n")
     return model
 

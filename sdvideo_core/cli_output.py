@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser, default: str, fps: float | None
     """fps: None for that of the input, which `settle_fps` puts in its place."""
     text = "file ending in .gif, .webp or .mp4, which replaces one of that name, or a new folder (no ending) for PNGs"
     parser.add_argument("--output", "-o", default=default, help=text)
-    text = "" if fps else f"; default: as the input, or every --stride-th of its frames, plays; {FPS:g} for pictures"
+    text = "" if fps else f"; default: as fast as the input plays, up to what the format can; {FPS:g} for pictures"
     parser.add_argument("--fps", type=float, default=fps, help=f"frames per second of the output{text}")
     text = "how many times a GIF or WebP plays; 0 is for ever"
     parser.add_argument("--loop", type=int, default=DEFAULT_OPTIONS.loop, metavar="N", help=text)
@@ -56,9 +56,15 @@ def settle_fps(args: argparse.Namespace) -> None:
     from .video_io import FORMATS
 
     if args.fps is None:
-        rate = frame_rate(Path(args.input))
-        fastest = FASTEST_FPS.get(FORMATS.get(Path(args.output).suffix.lower(), ""), float("inf"))
-        args.fps = max(SLOWEST_FPS, min(rate / args.stride, fastest)) if rate else FPS
+        last = None if args.num_frames is None else args.offset + (args.num_frames - 1) * args.stride
+        rate = (frame_rate(Path(args.input), last) or FPS * args.stride) / args.stride
+        name = FORMATS.get(Path(args.output).suffix.lower(), "")
+        args.fps = max(SLOWEST_FPS, min(rate, FASTEST_FPS.get(name, rate)))
+        if args.fps < rate:
+            sys.stderr.write(
+                f"Note: the input plays {rate:g} frames per second, {name} at most {args.fps:g}; "
+                "add --stride, or write an MP4\n"
+            )
 
 
 def save(video: Tensor, args: argparse.Namespace, seed: int) -> None:
@@ -92,5 +98,5 @@ def made_with(args: argparse.Namespace, seed: int) -> dict[str, Any]:
 def _name(value: Any) -> Any:
     """A path without its folders; of --lora each with its strength."""
     if isinstance(value, list):
-        return [f"{Path(path).name}:{strength:g}" for path, strength in value]
-    return Path(value).name
+        return [f"{_name(path)}:{strength:g}" for path, strength in value]
+    return Path(value).resolve().name

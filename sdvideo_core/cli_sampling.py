@@ -41,8 +41,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raises, before a model is loaded, what it would; to be called while what was not given is None."""
     from .frames import check_selection, check_size
+    from .guidance import guidance_wrappers
+    from .lcm import LCM
     from .lora_files import read_lora
     from .pipeline import check_seed
+    from .samplers import find_sampler
     from .schedule import NoiseSchedule
 
     if args.guidance_scale is not None and args.guidance_schedule:
@@ -53,6 +56,8 @@ def check(args: argparse.Namespace) -> None:
         check_size(*args.image_size)
     check_selection(getattr(args, "num_frames", None), 0, 1)
     check_seed(args.seed)
+    find_sampler(_sampler(args, LCM()), getattr(args, "eta", 0.0))
+    guidance_wrappers(NoiseSchedule(), args.guidance_rescale, args.dynamic_thresholding)
     for path, _ in args.lora or []:
         read_lora(path)
 

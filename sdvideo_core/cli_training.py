@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,14 +110,14 @@ def _add_cache(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int,
 def train(args: argparse.Namespace) -> None:
     from torch.utils.data import DataLoader
 
-    from .training import CachedDataset, SDVideoTrainer, collate_cached, collate_fn
+    from .training import SDVideoTrainer, collate_cached, collate_fn
     from .whole_file import check_place
 
-    check_place(Path(args.out) / args.name)
+    check_place(Path(args.out) / f"{args.name}_states", is_folder=True)
     distillation = _distillation(args)
     is_cache = _is_cache(Path(args.data))
     data: Any
-    data, options = (CachedDataset(args.data), {"num_frames": args.num_frames}) if is_cache else _clips(args)
+    data, options = _cached(args) if is_cache else _clips(args)
     collate = partial(collate_cached if is_cache else collate_fn, **options)
     model = _load(args)
     if is_cache:
@@ -132,7 +134,7 @@ def train(args: argparse.Namespace) -> None:
     )
     _tell(f"Training {_what(args)} on {_count(data)}\n")
     file = trainer.train(args.name, args.log_every, args.save_every, args.steps, args.sample_every, args.sample_prompt)
-    _tell(f"Wrote {file}; to use it: {_use(args, file)}\n")
+    _tell(f"Wrote {file}; to use it: {_use(args, file, _trained_on(data, options))}\n")
 
 
 def _tell(text: str) -> None:
@@ -149,11 +151,36 @@ def _count(data: Any) -> str:
     return f"{len(data)} clip{'' if len(data) == 1 else 's'}"
 
 
-def _use(args: argparse.Namespace, file: Path) -> str:
-    if args.lora_rank:
-        return f'sdvideo txt2vid {args.model} "..." --lora {file}{" --sampler lcm" if args.lcm else ""}'
-    vae, clip = (part or args.model for part in (args.vae, args.text_encoder))
-    return f'sdvideo txt2vid {file} "..." --vae {vae} --clip {clip}'
+def _trained_on(data: Any, options: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Frames, width and height: of a cache its own, unless fewer frames are taken."""
+    made: dict[str, Any] = getattr(data, "settings", {})
+    width, height = options.get("image_size") or (made["width"], made["height"])
+    return options["num_frames"] or made["num_frames"], width, height
+
+
+def _use(args: argparse.Namespace, file: Path, trained_on: tuple[int, int, int]) -> str:
+    """The command that draws with what was trained, as it was trained."""
+    frames, width, height = trained_on
+    model = args.model if args.lora_rank else str(file)
+    parts = {"--vae": args.vae, "--clip": args.text_encoder}
+    if not args.lora_rank:
+        parts = {option: part or args.model for option, part in parts.items()}
+    lora = {"--lora": str(file)} if args.lora_rank else {}
+    sampler = {"--sampler": "lcm"} if args.lcm else {}
+    options = {**parts, **lora, "--size": f"{width}x{height}", "--frames": str(frames), **sampler}
+    given = (word for option in options.items() if option[1] for word in option)
+    return in_a_shell(["sdvideo", "txt2vid", model, "...", *given])
+
+
+def in_a_shell(words: list[str]) -> str:
+    """A command as it is pasted into the system's own shell."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def _cached(args: argparse.Namespace) -> tuple[CachedDataset, dict[str, Any]]:
+    from .training import CachedDataset
+
+    return CachedDataset(args.data), {"num_frames": args.num_frames}
 
 
 def cache(args: argparse.Namespace) -> None:
@@ -163,7 +190,7 @@ def cache(args: argparse.Namespace) -> None:
     check_place(Path(args.out) / "clips", is_folder=True)
     dataset, options = _clips(args)
     encode_dataset(_load(args), dataset, args.out, bar=True, **options)
-    sys.stderr.write(f"Wrote {args.out}: {len(dataset)} clips of {options['num_frames']} frames\n")
+    sys.stderr.write(f"Wrote {args.out}: {_count(dataset)} of {options['num_frames']} frames\n")
 
 
 def _distillation(args: argparse.Namespace) -> Distillation | None:
@@ -188,24 +215,23 @@ def _is_cache(directory: Path) -> bool:
 
 def describe_data(path: Path) -> dict[str, Any] | None:
     """What `sdvideo info` says of clips with captions, or of what `cache` wrote; None of anything else."""
-    from .training import CachedDataset, open_dataset
-    from .training.datasets import ClipError, has_clips
+    from .inspection import empty_report
 
     if not path.is_dir():
         return None
+    from .training import CachedDataset, open_dataset
+    from .training.datasets import ClipError, has_captions
+
     if _is_cache(path):
         cached = CachedDataset(path)
-        return {
-            "path": str(path),
-            "is": "a cache of clips to train on",
-            "clips": len(cached),
-            **cached.settings,
-        }
-    report: dict[str, Any] = {"path": str(path), "is": "a dataset of clips to train on"}
+        return empty_report(path) | {"is": "a cache of clips to train on", "clips": len(cached), **cached.settings}
+    if not has_captions(path):
+        return None
+    report = empty_report(path) | {"is": "a dataset of clips to train on"}
     try:
         data = open_dataset(path)
     except ClipError as error:
-        return report | {"problems": [str(error)]} if has_clips(path) else None
+        return report | {"problems": [str(error).replace("skip_bad=True", "--skip-bad")]}
     return report | {"clips": len(data), "kind": data.layout}
 
 

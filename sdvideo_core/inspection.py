@@ -54,9 +54,9 @@ def inspect(path: str | Path) -> Report:
     try:
         layout = find_layout(path)
     except CheckpointError as error:
-        return _empty(path) | _no_model(path, error)
+        return empty_report(path) | _no_model(path, error)
     tensors = read_files(layout.files, "meta")
-    report = _empty(path) | {"is": KINDS.get(layout.name) or what_is(tensors)}
+    report = empty_report(path) | {"is": KINDS.get(layout.name) or what_is(tensors)}
     report["layout"] = layout.name if layout.parts else None
     unet = _add_parts(report, layout)
     if family := family_of(names_of(layout), unet) if layout.parts else None:
@@ -66,7 +66,8 @@ def inspect(path: str | Path) -> Report:
     return report | (_measure(tensors) if layout.name == SINGLE else {})
 
 
-def _empty(path: Path) -> Report:
+def empty_report(path: Path) -> Report:
+    """What every report has, before anything is known."""
     lists: Report = {"parts": {}, "missing": {}, "problems": [], "warnings": []}
     return {"path": str(path), "is": "", "layout": None, "family": None, **lists}
 
@@ -121,7 +122,7 @@ def _made_with(path: Path) -> Report:
     from .video_metadata import SETTINGS, read_metadata
 
     found = read_metadata(path)
-    settings = {"made_with": found[SETTINGS]} if SETTINGS in found else {}
+    settings = {"made_with": found[SETTINGS]} if isinstance(found.get(SETTINGS), dict) else {}
     return settings | ({"workflow": "ComfyUI's, drop it on the canvas"} if "workflow" in found else {})
 
 
@@ -215,8 +216,13 @@ def describe(report: Report) -> str:
     flat = {**report, **report.get("parts", {})}
     for name, value in flat.items():
         if name not in ("path", "is", "layout", "parts") and value not in (None, [], {}):
-            lines.append(f"  {name}: {_text(value)}")
+            lines.append(f"  {name}: {_quoted(value) if name == 'made_with' else _text(value)}")
     return "\n".join(lines)
+
+
+def _quoted(texts: Report) -> str:
+    """Of anybody's texts, which may hold commas, or codes that a terminal would obey."""
+    return ", ".join(f"{key!r} {text!r}" for key, text in texts.items())
 
 
 def _text(value: Any) -> str:

@@ -25,7 +25,7 @@ CLASSES = {
 }
 
 HEAD_DIM = "attention_head_dim"
-SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
+STORED_HEAD_DIM = "sdvideo.head_dim"  # as diffusers' image UNets call their number of heads by the other name
 UNET_FOLDER, SCHEDULER_FILE = "unet", "scheduler/scheduler_config.json"
 # This family's noise schedule in diffusers' words.
 SCHEDULE = {
@@ -88,18 +88,16 @@ def config_beside(file: Path, part: str) -> Json:
 
 def head_width(unet: UNetConfig) -> dict[str, str]:
     """Metadata for a .safetensors file of a UNet: what its tensors do not tell."""
-    return {HEAD_DIM: str(unet.head_dim)}
+    return {STORED_HEAD_DIM: str(unet.head_dim)}
 
 
 def _head_width(file: Path) -> Json:
-    if file.suffix not in SAFETENSORS_SUFFIXES:
-        return {}
     try:
         with safetensors.safe_open(file, "pt") as opened:  # pyright: ignore[reportPrivateImportUsage]
-            text = (opened.metadata() or {}).get(HEAD_DIM, "")
-    except (OSError, safetensors.SafetensorError):  # which reading its weights will tell
+            text = (opened.metadata() or {}).get(STORED_HEAD_DIM, "")
+    except (OSError, safetensors.SafetensorError):  # a pickle, or damaged, which reading its weights will tell
         return {}
-    return {HEAD_DIM: int(text)} if text.isdecimal() else {}
+    return {HEAD_DIM: int(text)} if re.fullmatch(r"[1-9]\d{0,5}", text) else {}
 
 
 def _read(path: Path) -> Json:

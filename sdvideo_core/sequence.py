@@ -73,19 +73,26 @@ def count_frames(path: Path) -> int:
         return len(_list_pictures(path))
     if path.suffix.lower() not in VIDEO_EXTENSIONS:
         return _count_animation(path)
-    with _naming(path):
+    with naming(path):
         return len(_frame_times(path))
 
 
-def frame_rate(path: Path) -> float | None:
-    """Frames per second of an animation or a video; None of what has no rate, such as a folder of pictures."""
+def frame_rate(path: Path, last: int | None = None) -> float | None:
+    """Frames per second of an animation up to its frame `last` (None: all), or of a video.
+
+    None of what has no rate, such as a folder of pictures.
+    """
     if path.is_dir():
         return None
-    if path.suffix.lower() not in VIDEO_EXTENSIONS:
-        shown = [milliseconds for _, milliseconds in timed_frames(path)]
-        return round(1000 * len(shown) / sum(shown), 2) if len(shown) > 1 else None
-    with _naming(path), av.open(path) as container:
-        return round(float(container.streams.video[0].average_rate or 0), 2) or None
+    with naming(path):
+        if path.suffix.lower() in VIDEO_EXTENSIONS:
+            with av.open(path) as container:
+                return float(container.streams.video[0].average_rate or 0) or None
+        with Image.open(path) as image:
+            first = _first_frame(image)
+            end = getattr(image, "n_frames", 1) if last is None else first + last + 1
+            shown = [_milliseconds(image, index) for index in range(first, end)]
+            return 1000 * len(shown) / sum(shown) if getattr(image, "n_frames", 1) > 1 else None
 
 
 def _frame_times(path: Path) -> list[int]:
@@ -99,7 +106,7 @@ def sample_frames(path: Path, every: int) -> Iterator[Image.Image]:
     """Every `every`-th frame, as `read_frames` gives them; of a long video without decoding all between them."""
     times: list[int] = []
     if every >= WORTH_A_SEEK and path.suffix.lower() in VIDEO_EXTENSIONS and path.is_file():
-        with _naming(path):
+        with naming(path):
             times = _frame_times(path)[::every]
     if len(set(times)) > 1:  # some containers have no times
         yield from _frames_at(path, times)
@@ -108,7 +115,7 @@ def sample_frames(path: Path, every: int) -> Iterator[Image.Image]:
 
 
 def _frames_at(path: Path, times: list[int]) -> Iterator[Image.Image]:
-    with _naming(path):
+    with naming(path):
         turns = _quarter_turns(path)
         with av.open(path) as container:
             stream = container.streams.video[0]
@@ -161,13 +168,13 @@ def natural_order(path: Path) -> tuple[list[str | int], str]:
 
 def _read_pictures(paths: list[Path]) -> Iterator[tuple[str, Image.Image]]:
     for path in paths:
-        with _naming(path), Image.open(path) as image:
+        with naming(path), Image.open(path) as image:
             rgb = to_rgb(image)
         yield path.name, rgb
 
 
 def _count_animation(path: Path) -> int:
-    with _naming(path), Image.open(path) as image:
+    with naming(path), Image.open(path) as image:
         return getattr(image, "n_frames", 1) - _first_frame(image)
 
 
@@ -177,7 +184,7 @@ def _first_frame(image: Image.Image) -> int:
 
 
 def _read_animation(path: Path, picked: list[int]) -> Iterator[tuple[str, Image.Image]]:
-    with _naming(path), Image.open(path) as image:
+    with naming(path), Image.open(path) as image:
         for index in picked:
             image.seek(_first_frame(image) + index)
             yield f"frame {index}", to_rgb(image)
@@ -185,18 +192,24 @@ def _read_animation(path: Path, picked: list[int]) -> Iterator[tuple[str, Image.
 
 def timed_frames(path: Path) -> Iterator[tuple[Image.Image, int]]:
     """The frames of an animation, each with how many milliseconds browsers show it."""
-    with _naming(path), Image.open(path) as image:
+    with naming(path), Image.open(path) as image:
         for index in range(_first_frame(image), getattr(image, "n_frames", 1)):
-            image.seek(index)
-            image.load()  # only then a WebP tells how long a frame is shown
-            milliseconds = round(image.info.get("duration", 0))
-            yield to_rgb(image), milliseconds if milliseconds > TOO_SHORT else SHOWN_INSTEAD
+            milliseconds = _milliseconds(image, index)
+            yield to_rgb(image), milliseconds
+
+
+def _milliseconds(image: Image.Image, index: int) -> int:
+    """How long browsers show a frame, which the image is at then."""
+    image.seek(index)
+    image.load()  # only then a WebP tells it
+    milliseconds = round(image.info.get("duration", 0))
+    return milliseconds if milliseconds > TOO_SHORT else SHOWN_INSTEAD
 
 
 def _read_video(path: Path, frames: int | None, offset: int, stride: int) -> Iterator[tuple[str, Image.Image]]:
     stop = None if frames is None else offset + (frames - 1) * stride + 1
     seen = 0
-    with _naming(path):
+    with naming(path):
         turns = _quarter_turns(path)
         with iio.imopen(path, "r", plugin="pyav") as file:
             for pixels in islice(file.iter(filter_sequence=TO_RGB), stop):
@@ -241,7 +254,7 @@ def to_one_size(
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Say which file could not be read."""
     try:
         yield

@@ -56,6 +56,7 @@ REMEDIES = {
     "an archive": "unpack it, and give the file of weights in it",
 }
 
+TEXT = re.compile(rb"[\t\n\r\x20-\xff]+")
 NO_METADATA: Mapping[str, str] = {}
 
 # The names that a .safetensors header has for what weights are stored in.
@@ -165,7 +166,7 @@ def _why_unreadable(path: Path, start: bytes, error: str) -> str:
         )
     if what := next((what for signature, what in SIGNATURES if re.match(signature, start, re.DOTALL)), None):
         return f"is {what}, not weights; {REMEDIES.get(what, GIVE_WEIGHTS)}"
-    if path.suffix.lower() not in WEIGHT_SUFFIXES:
+    if path.suffix.lower() not in WEIGHT_SUFFIXES and TEXT.fullmatch(start):
         return f"is no file of weights; {GIVE_WEIGHTS}"
     size = path.stat().st_size
     return f"cannot be read ({size} bytes): it is damaged, cut short or no file of weights. Download it again."

@@ -9,7 +9,7 @@ from .clips import BACKGROUNDS, COLORS, MOTION_WORDS, NOUNS, SHAPES, TEMPLATES, 
 
 WORD = re.compile(r"[^\W_]+")
 BACKGROUND = re.compile(
-    r"\b(?!the\b)(\w+) background|background is (\w+)|\b(?:on|over|in front of) (?:(?:an?|the) )?(\w+)"
+    r"\b(?!the\b)(\w+)[\s-]+background|background is (\w+)|\b(?:on|over|in front of|against) (?:(?:an?|the) )?(\w+)"
 )
 SPELLINGS = {"grey": "gray"}
 
@@ -33,9 +33,9 @@ def hints(prompt: str) -> Iterator[str]:
     if strange := [word for word in unknown if word not in SPELLINGS]:
         words = ", ".join(f'"{word}"' for word in strange)
         yield f"does not know {words}; it knows {what_it_knows()}"
-    yield from (f'does not know "{word}"; write "{SPELLINGS[word]}"' for word in unknown if word in SPELLINGS)
     prompt = WORD.sub(lambda found: SPELLINGS.get(found[0], found[0]), prompt.lower())
     background, rest = _background(prompt)
+    yield from (f'does not know "{w}"; write "{SPELLINGS[w]}"' for w in unknown if SPELLINGS.get(w, w) == background)
     words = set(WORD.findall(prompt))
     colors = [color for color in COLORS if color in WORD.findall(rest)]
     shapes = [shape for shape in SHAPES if words & set(NOUNS[shape])]
@@ -43,7 +43,7 @@ def hints(prompt: str) -> Iterator[str]:
         missing = " and ".join(f"no {name}" for name, named in (("shape", shapes), ("colour", colors)) if not named)
         yield f"is told {missing} that it knows, and guesses; it knows {what_it_knows()}"
     if len(shapes) > 1 or len(colors) > 1:
-        named = _and(shapes if len(shapes) > 1 else colors)
+        named = _listed(shapes if len(shapes) > 1 else colors, "and")
         yield f"draws one shape of one colour, and is told {named}"
     yield from _background_hints(colors, background)
     if "circle" in shapes and words & {phrase.split()[0] for phrase in MOTION_WORDS["turning"]}:
@@ -62,7 +62,7 @@ def _background(prompt: str) -> tuple[str | None, str]:
 
 def _background_hints(colors: list[str], background: str | None) -> Iterator[str]:
     if background and background not in BACKGROUNDS:
-        yield f"knows no {background} background; it knows {_either(BACKGROUNDS)}"
+        yield f"knows no {background} background; it knows {_listed(BACKGROUNDS, 'or')}"
     for color in colors:
         if background and (background, color) in UNSEEN:
             yield f"was never shown {color} on {background}, which look alike, and draws blots; name another background"
@@ -71,16 +71,11 @@ def _background_hints(colors: list[str], background: str | None) -> Iterator[str
 def what_it_knows() -> str:
     """Shapes, colours, motions and backgrounds, in words."""
     return (
-        f"a {_either(SHAPES)} in {_either(COLORS)} that is moving left, right, up or down, growing, shrinking, "
-        f"turning or standing still, on a {_either(BACKGROUNDS)} background"
+        f"a {_listed(SHAPES, 'or')} in {_listed(COLORS, 'or')} that is moving left, right, up or down, growing, "
+        f"shrinking, turning or standing still, on a {_listed(BACKGROUNDS, 'or')} background"
     )
 
 
-def _either(words: Iterable[str]) -> str:
+def _listed(words: Iterable[str], joint: str) -> str:
     *others, last = words
-    return f"{', '.join(others)} or {last}"
-
-
-def _and(words: Iterable[str]) -> str:
-    *others, last = words
-    return f"{', '.join(others)} and {last}"
+    return f"{', '.join(others)} {joint} {last}"

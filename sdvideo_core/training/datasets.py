@@ -7,6 +7,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypedDict
@@ -209,9 +210,15 @@ def open_dataset(path: StrPath, skip_bad: bool = False, max_frames: int | None =
     return kind(folder, skip_bad, max_frames, stride)
 
 
-def has_clips(folder: Path) -> bool:
-    """Whether a folder may be meant as a dataset, good or bad."""
-    return (folder / "frames").is_dir() or any(file.suffix.lower() in CLIP_EXTENSIONS for file in _visible(folder))
+def has_captions(folder: Path) -> bool:
+    """Whether a folder is meant as a dataset, good or bad, by a look at it and its folders, not at all below them."""
+    if (folder / "frames").is_dir() and (folder / "text").is_dir():
+        return True
+    with suppress(PermissionError):
+        near = [folder, *(path for path in _visible(folder) if path.is_dir())]
+        clips = (file for place in near for file in _visible(place) if file.suffix.lower() in CLIP_EXTENSIONS)
+        return any(file.with_suffix(".txt").is_file() or file.with_name(f"{file.name}.txt").is_file() for file in clips)
+    return False
 
 
 def _folder(path: StrPath) -> Path:

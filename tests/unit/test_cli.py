@@ -247,7 +247,6 @@ def test_info_is_text_or_json(demo_model_dir, capsys):
 
 
 BAD = [
-    (["--eta", "2"], "--eta 2.0; it must be from 0 (deterministic) to 1 (as much noise as DDPM)"),
     (
         ["--frames", "1000000", "--size", "800000x800000"],
         "out of memory; use --dtype float16, a smaller size or fewer frames",

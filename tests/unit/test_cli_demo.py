@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sdvideo_core import SDVideo, demo, demo_model, load_sequence, save_pngs
+from sdvideo_core import SDVideo, demo, demo_model, load_sequence, read_metadata, save_pngs
 from sdvideo_core.cli import main
 from sdvideo_core.demo.clips import BACKGROUNDS, COLORS, NUM_FRAMES, SHAPES, SIZE, caption, scenes
 from sdvideo_core.demo.vocabulary import hints, unknown_words, what_it_knows
@@ -34,7 +34,7 @@ def told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Told:
 def test_it_needs_nothing(told, tmp_path):
     [hint, saved] = told("--steps", 1, "--seed", 3, "--zoom", 2)
     assert saved == f"Wrote {tmp_path / 'demo.gif'}: 16 frames of 192x192, seed 3"
-    assert hint == "Note: 1 of --steps are too few for this model; use 20, or --few-steps"
+    assert hint == "Note: 1 of --steps are too few for this model; use 20, or --sampler lcm"
     assert len(load_sequence(tmp_path / "demo.gif", None)) == 16
 
 
@@ -91,6 +91,9 @@ def test_every_caption_of_the_training_is_known():
         "a red star on a yellow background": ["knows no yellow background; it knows black, white, gray, blue or green"],
         "a red star on grey": ['does not know "grey"; write "gray"'],
         "a white star on Grey": ['does not know "grey"; write "gray"'],
+        "a grey circle": ["is told no colour that it knows, and guesses; it knows a circle, "],
+        "white-background, orange star": [],
+        "a yellow star against black": ['does not know "against"; it knows a circle, '],
         "a red circle, a blue star": ["draws one shape of one colour, and is told circle and star"],
         "a red, white, blue star": ["draws one shape of one colour, and is told red, blue and white"],
         "": ["is told no shape and no colour that it knows, and guesses; it knows a circle, "],
@@ -111,10 +114,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_the_model_is_copied_once_and_nothing_is_overwritten(told, tmp_path):
+def test_the_model_is_copied_once_and_nothing_is_overwritten(told, tmp_path, capsys):
     model = tmp_path / "model"
     model.mkdir()
-    [wrote] = told("--save-model", model)
+    assert main(["demo", "--save-model", str(model)]) == 0
+    wrote = capsys.readouterr().err.strip()
     assert wrote.startswith(f"Wrote {model}: the demo model, VQGAN_autoencoder.safetensors, configuration.json, ")
     assert contents(model) == contents(demo_model())
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -137,6 +141,9 @@ def test_few_steps_are_four_without_guidance_with_the_lora_as_its_file_says(told
     down, up = torch.randn(1, 64, 3, 3, generator=torch.Generator().manual_seed(0)), torch.ones(4, 1, 1, 1)
     pair = {"lora_unet_out_2.lora_down.weight": down, "lora_unet_out_2.lora_up.weight": up / 50}
     save_file(pair, file, LCM(original_steps=20).metadata())
+    told("a red circle", "--few-steps", "--zoom", 1, "--seed", 0, "--output", tmp_path / "cli.gif")
+    made = read_metadata(tmp_path / "cli.gif")["sdvideo"]
+    assert (made["few-steps"], made["sampler"], made["steps"], "lora" in made) == (True, "lcm", 4, False)
     told("a red circle", "--few-steps", "--zoom", 1, "--seed", 0, "--no-metadata", "--output", tmp_path / "cli")
     model = SDVideo(demo_model(), amp=False)
     model.load_lora(file)

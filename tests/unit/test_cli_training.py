@@ -1,6 +1,7 @@
 """Command line for training: parts from elsewhere, and options that belong to others."""
 
 import json
+import os
 import shlex
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def clips(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:ZeroScope v1 320s .* is asked for 32x16 pixels")
 def test_a_unet_alone_trains_and_caches_with_parts_of_another_model(original_dir, clips, tmp_path, capsys):
     unet = put_beside_nothing(original_dir, tmp_path)
     parts = ["--vae", str(original_dir), "--clip", str(original_dir)]
@@ -39,13 +41,16 @@ def test_a_unet_alone_trains_and_caches_with_parts_of_another_model(original_dir
     train = ["train", "--model", str(unet), "--data", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
     assert main([*train, *parts, "--lora-rank", "1", "--steps", "1", "--device", "cpu"]) == 0
     assert (tmp_path / "out" / "vid_lora.safetensors").is_file()
+    assert draw(capsys.readouterr().err, tmp_path / "drawn.gif") == ["32x16", "2"]
 
 
-def draw(told: str, *options: str | Path) -> int:
-    """Runs the command that training told, with its model's size."""
-    command = shlex.split(told.splitlines()[-1].partition("; to use it: sdvideo ")[2].replace('"..."', "red"))
-    assert command[0] == "txt2vid"
-    return main([*command, "--size", "32x16", "--frames", "2", "--steps", "1", "--device", "cpu", *map(str, options)])
+def draw(told: str, output: Path) -> list[str]:
+    """Runs the command that training told; returns the size and the number of frames in it."""
+    words = shlex.split(told.splitlines()[-1].partition("; to use it: ")[2], posix=os.name != "nt")
+    assert words[:2] == ["sdvideo", "txt2vid"]
+    assert main([*words[1:], "--steps", "1", "--device", "cpu", "-o", str(output)]) == 0
+    assert output.is_file()
+    return [words[words.index(option) + 1] for option in ("--size", "--frames")]
 
 
 @pytest.mark.parametrize(
@@ -58,16 +63,17 @@ def draw(told: str, *options: str | Path) -> int:
     ],
 )
 def test_training_tells_what_it_trains_and_how_to_use_it(original_dir, clips, tmp_path, capsys, options, trained):
-    train = ["train", "--model", str(original_dir), "--data", str(clips), "--out", str(tmp_path / "out"), *SMALL]
+    out = tmp_path / "out with spaces"
+    (out / "vid").mkdir(parents=True)  # TensorBoard's, of a run before
+    train = ["train", "--model", str(original_dir), "--data", str(clips), "--out", str(out), *SMALL]
     assert main([*train, "--steps", "1", *options]) == 0
     told = capsys.readouterr().err
     assert f"Training {trained} on 1 clip\n" in told
     assert ("--sampler lcm" in told) == ("--lcm" in options)
-    assert draw(told, "-o", tmp_path / "drawn.gif") == 0
-    assert (tmp_path / "drawn.gif").is_file()
+    assert draw(told, tmp_path / "drawn.gif") == ["32x16", "2"]
 
 
-@pytest.mark.parametrize(("command", "name"), [("train", "vid"), ("cache", "clips")])
+@pytest.mark.parametrize(("command", "name"), [("train", "vid_states"), ("cache", "clips")])
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_read(tmp_path, capsys, command, name):
     (tmp_path / "file").touch()
     out = tmp_path / "file" / "out"
@@ -82,6 +88,13 @@ def test_info_knows_clips_to_train_on_and_what_is_wrong_with_them(clips, tmp_pat
     assert main(["info", str(clips)]) == 1
     assert "  problems: " in (told := capsys.readouterr().out)
     assert "0002.gif" in told
+    assert "--skip-bad" in told
+    lora = tmp_path / "loras" / "a.safetensors"  # with a preview beside it, as LoRAs often have
+    save_clip(lora.with_suffix(".gif"), text=None)
+    for name in ("a.safetensors", "b.safetensors"):
+        lora.with_name(name).touch()
+    assert main(["info", str(lora.parent)]) == 1
+    assert "It holds a.safetensors, b.safetensors: give the path" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["info", str(tmp_path / "empty")]) == 1
     assert "holds no model" in capsys.readouterr().err

@@ -80,7 +80,7 @@ def test_a_unet_alone_is_one_file(original_dir, tmp_path):
     assert convert(original_dir, target, "safetensors").parts == ["unet"]
     assert_equal_files(target, original_dir / NAMES[0])
     with safetensors.safe_open(target, "pt") as file:
-        assert file.metadata() == {"format": "pt", "attention_head_dim": "16"}
+        assert file.metadata() == {"format": "pt", "sdvideo.head_dim": "16"}
 
 
 def test_a_unet_alone_says_how_wide_its_heads_are(demo_model_dir, tmp_path):
