@@ -150,7 +150,9 @@ def _add_vid2vid(commands: Any) -> None:
 
 
 def _add_info(commands: Any) -> None:
-    parser = _command(commands, info, "tell what a file or a folder is; exit status 1 if a model lacks anything")
+    parser = _command(
+        commands, info, "tell what a file or a folder is; exit status 1 if a model's folder lacks anything"
+    )
     parser.add_argument("path", help="a model folder, a file of weights, a LoRA, a clip, or a folder of clips")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
 

@@ -48,6 +48,7 @@ def demo(args: argparse.Namespace) -> None:
 
     if args.save_model and args.prompt is None and args.output == OUTPUT:
         _save_model(demo_model(), Path(args.save_model))
+        sys.stderr.write(f'Try it: sdvideo txt2vid {args.save_model} "{PROMPT}"\n')
         return
     cli_output.check(args)
     cli_sampling.check(args)

@@ -63,9 +63,18 @@ def convert_lora(args: argparse.Namespace) -> None:
 
     from .lora_export import convert_lora
 
-    layers = _layers(args.model) if args.model else None
+    layers = _layers(args.model) if args.model else _known(args.source)
     report = convert_lora(args.source, args.destination, args.format, getattr(torch, args.dtype), layers)
     sys.stderr.write(f"{report}\nWrote {args.destination}\n")
+
+
+def _known(source: str) -> Layers | None:
+    """Those of a model that has a size of its own, such as the demo model, where the LoRA is for it."""
+    from .inspection import known_sizes
+    from .lora_files import describe_lora
+
+    sizes = known_sizes()
+    return sizes.get(describe_lora(source, others=sizes).get("for", ""))
 
 
 def _layers(model: str) -> Layers:

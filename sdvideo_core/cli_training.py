@@ -73,7 +73,7 @@ def _add_train(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int,
     text = "points of a video's path that --lcm learns from; default: 50"
     add("--lcm-timesteps", type=int, default=None, metavar="N", help=text)
     add("--train-only", default="all", choices=("all", "temporal"), help="all layers, or those that mix frames")
-    add("--lr", type=float, default=1e-4, help="learning rate")
+    add("--lr", type=float, default=1e-4, help="learning rate; the default suits a LoRA, 1e-5 whole layers")
     add("--scale-lr", action="store_true", help="multiply --lr by the clips of one step")
     add("--lr-delay", type=int, default=0, metavar="STEPS", help="first steps, at --lr-min")
     add("--lr-warmup", type=int, default=0, metavar="STEPS", help="then steps of rising to --lr")
@@ -134,7 +134,7 @@ def train(args: argparse.Namespace) -> None:
     )
     _tell(f"Training {_what(args)} on {_count(data)}\n")
     file = trainer.train(args.name, args.log_every, args.save_every, args.steps, args.sample_every, args.sample_prompt)
-    _tell(f"Wrote {file}; to use it: {_use(args, file, _trained_on(data, options))}\n")
+    _tell(f"Wrote {file}; to use it: {_use(args, file, _prompt(data), _trained_on(data, options))}\n")
 
 
 def _tell(text: str) -> None:
@@ -158,7 +158,12 @@ def _trained_on(data: Any, options: Mapping[str, Any]) -> tuple[int, int, int]:
     return options["num_frames"] or made["num_frames"], width, height
 
 
-def _use(args: argparse.Namespace, file: Path, trained_on: tuple[int, int, int]) -> str:
+def _prompt(data: Any) -> str:
+    """A caption that was trained on; a cache has none as text."""
+    return data.clips[0].text.strip() if getattr(data, "clips", None) else "your prompt"
+
+
+def _use(args: argparse.Namespace, file: Path, prompt: str, trained_on: tuple[int, int, int]) -> str:
     """The command that draws with what was trained, as it was trained."""
     frames, width, height = trained_on
     model = args.model if args.lora_rank else str(file)
@@ -169,7 +174,7 @@ def _use(args: argparse.Namespace, file: Path, trained_on: tuple[int, int, int])
     sampler = {"--sampler": "lcm"} if args.lcm else {}
     options = {**parts, **lora, "--size": f"{width}x{height}", "--frames": str(frames), **sampler}
     given = (word for option in options.items() if option[1] for word in option)
-    return in_a_shell(["sdvideo", "txt2vid", model, "...", *given])
+    return in_a_shell(["sdvideo", "txt2vid", model, prompt, *given])
 
 
 def in_a_shell(words: list[str]) -> str:
@@ -216,11 +221,12 @@ def _is_cache(directory: Path) -> bool:
 def describe_data(path: Path) -> dict[str, Any] | None:
     """What `sdvideo info` says of clips with captions, or of what `cache` wrote; None of anything else."""
     from .inspection import empty_report
+    from .sequence import has_captions
 
-    if not path.is_dir():
+    if not path.is_dir() or not ((path / "clips").is_dir() or has_captions(path)):  # training takes long to import
         return None
     from .training import CachedDataset, open_dataset
-    from .training.datasets import ClipError, has_captions
+    from .training.datasets import ClipError
 
     if _is_cache(path):
         cached = CachedDataset(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -33,8 +34,13 @@ from .state_dict import read_files
 
 Report = dict[str, Any]
 
+PLAIN = re.compile(r"[\w-]+")
+
 LORA = what_is(["lora"])
-CLIP_USE = ", to start from in vid2vid or to train on; no model"
+# As Pillow has it -> as it is written.
+NAMES = {"WEBP": "WebP"}
+CLIP_USE = ", to start from in vid2vid or, with a caption, to train on; no model"
+FOLDER_USE = ", to start from in vid2vid or, as frames/ID beside text/ID.txt, to train on; no model"
 KINDS = {ORIGINAL: "a ModelScope model folder", DIFFUSERS: "a model folder in diffusers' format"}
 
 
@@ -97,7 +103,12 @@ def _lora(layout: Layout, what: str) -> Report:
 
 def _describe_lora(path: Path) -> Report:
     """What there is to say of a LoRA, also of one for a family that has a size of its own."""
-    return describe_lora(path, others={f.name: Layers.of_size(f.unet, f.text) for f in FAMILIES if f.unet and f.text})
+    return describe_lora(path, others=known_sizes())
+
+
+def known_sizes() -> dict[str, Layers]:
+    """The layers of the families that have a size of their own, by name."""
+    return {f.name: Layers.of_size(f.unet, f.text) for f in FAMILIES if f.unet and f.text}
 
 
 def _clip(path: Path) -> Report | None:
@@ -127,7 +138,12 @@ def _made_with(path: Path) -> Report:
 
 
 def _folder(pictures: Sequence[Path]) -> Report:
-    return {**_pictures(pictures[0]), "is": f"a folder of pictures{CLIP_USE}", "num_frames": len(pictures), "fps": None}
+    return {
+        **_pictures(pictures[0]),
+        "is": f"a folder of pictures{FOLDER_USE}",
+        "num_frames": len(pictures),
+        "fps": None,
+    }
 
 
 def _pictures(path: Path) -> Report:
@@ -138,7 +154,8 @@ def _pictures(path: Path) -> Report:
             image.seek(index)
             image.load()  # only then a WebP tells how long a frame is shown, and a broken file that it is broken
             milliseconds += image.info.get("duration", 0)
-        what = f"an animated {image.format}{CLIP_USE}" if num_frames > 1 else f"a picture ({image.format})"
+        name = NAMES.get(image.format or "", image.format)
+        what = f"an animated {name}{CLIP_USE}" if num_frames > 1 else f"a picture ({name})"
         fps = round(1000 * num_frames / milliseconds, 2) if milliseconds else None
         return {"is": what, "num_frames": num_frames, "width": image.width, "height": image.height, "fps": fps}
 
@@ -222,7 +239,7 @@ def describe(report: Report) -> str:
 
 def _quoted(texts: Report) -> str:
     """Of anybody's texts, which may hold commas, or codes that a terminal would obey."""
-    return ", ".join(f"{key!r} {text!r}" for key, text in texts.items())
+    return ", ".join(f"{key if PLAIN.fullmatch(key) else repr(key)} {text!r}" for key, text in texts.items())
 
 
 def _text(value: Any) -> str:

@@ -18,6 +18,7 @@ from .frames import check_selection, frame_indices, resize_image, to_rgb
 PICTURE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 ANIMATION_EXTENSIONS = (".gif", ".webp", ".png", ".apng")
 VIDEO_EXTENSIONS = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".m4v")
+CLIP_EXTENSIONS = (".gif", ".webp", ".apng", *VIDEO_EXTENSIONS)
 
 WORTH_A_SEEK = 100  # frames; of most videos at least each 250th stands alone
 TOO_SHORT, SHOWN_INSTEAD = 10, 100  # milliseconds
@@ -146,6 +147,17 @@ def is_sequence(path: Path) -> bool:
         return False
     extension = path.suffix.lower()
     return extension in (".gif", ".apng", *VIDEO_EXTENSIONS) or (extension == ".webp" and path.is_file())
+
+
+def has_captions(folder: Path) -> bool:
+    """Whether a folder is meant as a dataset, good or bad, by a look at it and its folders, not at all below them."""
+    if (folder / "frames").is_dir() and (folder / "text").is_dir():
+        return True
+    with suppress(PermissionError):
+        near = [folder, *(path for path in folder.iterdir() if path.is_dir())]
+        clips = (file for place in near for file in place.iterdir() if file.suffix.lower() in CLIP_EXTENSIONS)
+        return any(file.with_suffix(".txt").is_file() or file.with_name(f"{file.name}.txt").is_file() for file in clips)
+    return False
 
 
 def _list_pictures(folder: Path) -> list[Path]:

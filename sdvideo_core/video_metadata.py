@@ -19,8 +19,11 @@ SETTINGS = "sdvideo"  # under which the command line writes its options; ComfyUI
 def read_metadata(path: StrPath) -> dict[str, Any]:
     """What `save_video` and ComfyUI wrote beside the frames, by name; of a folder of pictures, what the first one has.
 
-    Texts, numbers and what is no JSON are of others, and left out. Raises OSError for a file that cannot be read.
+    Texts, numbers and what is no JSON are of others, and left out. Raises FileNotFoundError where there is nothing, and
+    OSError for a file that cannot be read.
     """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path} does not exist; give a saved clip, or a folder of pictures")
     file = sequence_files(Path(path))[0]
     if file.suffix.lower() in VIDEO_EXTENSIONS:
         with naming(file), av.open(file) as container:

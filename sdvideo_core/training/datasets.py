@@ -7,7 +7,6 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypedDict
@@ -17,11 +16,10 @@ from torch.utils.data import Dataset
 
 from ..arguments import WHOLE
 from ..frames import check_selection
-from ..sequence import read_frames, to_one_size
-from ..video_io import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS, StrPath, natural_order
+from ..sequence import CLIP_EXTENSIONS, read_frames, to_one_size
+from ..video_io import PICTURE_EXTENSIONS, StrPath, natural_order
 
 GIF_EXTENSIONS = (".gif",)
-CLIP_EXTENSIONS = (".gif", ".webp", ".apng", *VIDEO_EXTENSIONS)
 
 GIF_LAYOUT = "GIFs with captions: 0001.gif and 0001.gif.txt (or 0001.txt)"
 VIDEO_LAYOUT = "videos with captions: clip.mp4 and clip.mp4.txt (or clip.txt)"
@@ -208,17 +206,6 @@ def open_dataset(path: StrPath, skip_bad: bool = False, max_frames: int | None =
         )
     kind = MiniTestSet if clips <= set(GIF_EXTENSIONS) else VideoFolderDataset
     return kind(folder, skip_bad, max_frames, stride)
-
-
-def has_captions(folder: Path) -> bool:
-    """Whether a folder is meant as a dataset, good or bad, by a look at it and its folders, not at all below them."""
-    if (folder / "frames").is_dir() and (folder / "text").is_dir():
-        return True
-    with suppress(PermissionError):
-        near = [folder, *(path for path in _visible(folder) if path.is_dir())]
-        clips = (file for place in near for file in _visible(place) if file.suffix.lower() in CLIP_EXTENSIONS)
-        return any(file.with_suffix(".txt").is_file() or file.with_name(f"{file.name}.txt").is_file() for file in clips)
-    return False
 
 
 def _folder(path: StrPath) -> Path:

@@ -118,7 +118,8 @@ def test_the_model_is_copied_once_and_nothing_is_overwritten(told, tmp_path, cap
     model = tmp_path / "model"
     model.mkdir()
     assert main(["demo", "--save-model", str(model)]) == 0
-    wrote = capsys.readouterr().err.strip()
+    wrote, hint = capsys.readouterr().err.splitlines()
+    assert hint == f'Try it: sdvideo txt2vid {model} "a red circle moving left"'
     assert wrote.startswith(f"Wrote {model}: the demo model, VQGAN_autoencoder.safetensors, configuration.json, ")
     assert contents(model) == contents(demo_model())
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

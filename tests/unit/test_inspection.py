@@ -215,9 +215,13 @@ def test_the_shapes_of_a_text_tower_are_those_of_open_clips(demo_model_dir):
 
 
 CLIPS = {
-    "clip.gif": (save_gif, "an animated GIF, to start from in vid2vid or to train on; no model", 12.5),
-    "clip.webp": (save_webp, "an animated WEBP, to start from in vid2vid or to train on; no model", 12.5),
-    "clip.mp4": (save_mp4, "a video (h264), to start from in vid2vid or to train on; no model", 12.5),
+    "clip.gif": (save_gif, "an animated GIF, to start from in vid2vid or, with a caption, to train on; no model", 12.5),
+    "clip.webp": (
+        save_webp,
+        "an animated WebP, to start from in vid2vid or, with a caption, to train on; no model",
+        12.5,
+    ),
+    "clip.mp4": (save_mp4, "a video (h264), to start from in vid2vid or, with a caption, to train on; no model", 12.5),
     "clip": (lambda video, path, fps: save_pngs(video, path), "a folder of pictures, to start from in vid2vid", None),
 }
 

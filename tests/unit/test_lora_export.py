@@ -14,8 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sdvideo_core.cli import main
 from sdvideo_core.config import TextConfig
 from sdvideo_core.configuration import CheckpointError
+from sdvideo_core.demo import few_steps_lora
+from sdvideo_core.inspection import known_sizes
 from sdvideo_core.lcm import LCM
 from sdvideo_core.lora_export import EXPORT_FORMATS, convert_lora, write_kohya, write_peft, write_webui
 from sdvideo_core.lora_files import describe_lora, read_lora
@@ -312,3 +315,10 @@ def test_only_what_makes_sense_becomes_options(points, tmp_path):
     assert report["metadata"] == {"sdvideo.lcm_timesteps": points}
     options = "--sampler lcm --steps 3 --cfg 1 --lcm-original-steps 3"
     assert report.get("sample with") == (options if points == "3" else None)
+
+
+def test_the_command_line_knows_the_demo_model_s_loras(tmp_path, capsys):
+    target = tmp_path / "webui.safetensors"
+    assert main(["convert-lora", str(few_steps_lora()), str(target), "--format", "webui"]) == 0
+    assert "175 layers applied" in capsys.readouterr().err
+    assert describe_lora(target, others=known_sizes())["for"] == "SDVideo's demo model"

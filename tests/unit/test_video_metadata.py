@@ -69,7 +69,7 @@ def test_a_video_of_the_command_line_says_how_it_was_made(demo_model_dir, tmp_pa
     assert main(["info", str(tmp_path / name), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["made_with"] == expected
     assert main(["info", str(tmp_path / name)]) == 0
-    assert "'prompt' 'a red circle, 红\\x1b[2J', 'steps' 1" in capsys.readouterr().out
+    assert "prompt 'a red circle, 红\\x1b[2J', steps 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.png", "clip.gif"])
