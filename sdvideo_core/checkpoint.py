@@ -16,7 +16,7 @@ from torch import nn
 from .config import TextConfig, UNetConfig, VAEConfig
 from .configuration import CheckpointError, read_config, refuse
 from .layouts import DIFFUSERS, Layout, Part, find_layout, what_is
-from .part_config import check_schedule, fits
+from .part_config import check_schedule, fits, stored_head_width
 from .state_dict import StateDict, read_files, read_state_dict
 from .unet import UNetSD
 from .vae import LATENT_SCALE, AutoencoderKL
@@ -89,7 +89,8 @@ def _read_unet(layout: Layout, part: Part, tensors: StateDict, source: Path) -> 
     if layout.config:
         return Network(layout.config.unet, weights, source)
     check_schedule(part.schedule, layout.path)
-    head_dim = _config_of(layout, part, unet_config(weights, source, PUBLISHED_HEAD_DIM)).get("attention_head_dim")
+    beside = _config_of(layout, part, unet_config(weights, source, PUBLISHED_HEAD_DIM))
+    head_dim = stored_head_width(source) or beside.get("attention_head_dim")
     if not isinstance(head_dim, int | None):
         raise CheckpointError(f"{source} has attention_head_dim {head_dim!r} in its config.json; expected a number")
     return Network(unet_config(weights, source, head_dim), weights, source)

@@ -24,8 +24,7 @@ CLASSES = {
     "text encoder": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel"),
 }
 
-HEAD_DIM = "attention_head_dim"
-STORED_HEAD_DIM = "sdvideo.head_dim"  # as diffusers' image UNets call their number of heads by the other name
+HEAD_DIM = "sdvideo.head_dim"  # not attention_head_dim, by which diffusers' image UNets mean the number of heads
 UNET_FOLDER, SCHEDULER_FILE = "unet", "scheduler/scheduler_config.json"
 # This family's noise schedule in diffusers' words.
 SCHEDULE = {
@@ -68,15 +67,12 @@ def fits(config: Json, network: UNetConfig | VAEConfig | TextConfig) -> bool:
 
 
 def config_beside(file: Path, part: str) -> Json:
-    """What a file, or the JSON in its folder, may say of one of its parts, by the names of diffusers' config.json.
+    """What the JSON in a file's folder may say of one of its parts, by the names of diffusers' config.json.
 
-    A UNet's file that was written here says how wide its heads are, and then no JSON counts.
     Folders such as ComfyUI's models/vae are shared: a config.json counts only beside a file that diffusers or
     transformers named, and only if it is of a class that the part can have. A configuration.json counts for a UNet of
     any name. Whether the sizes in it are those of the weights is for `fits` to say.
     """
-    if part == "unet" and (said := _head_width(file)):
-        return said
     config = _read(file.with_name("config.json")) if STEM.match(file.name) else {}
     architectures = config.get("architectures")
     kinds = {config.get("_class_name"), *(architectures if isinstance(architectures, list) else [])}
@@ -88,16 +84,17 @@ def config_beside(file: Path, part: str) -> Json:
 
 def head_width(unet: UNetConfig) -> dict[str, str]:
     """Metadata for a .safetensors file of a UNet: what its tensors do not tell."""
-    return {STORED_HEAD_DIM: str(unet.head_dim)}
+    return {HEAD_DIM: str(unet.head_dim)}
 
 
-def _head_width(file: Path) -> Json:
+def stored_head_width(file: Path) -> int | None:
+    """What a file that was written with `head_width` says; None of others."""
     try:
         with safetensors.safe_open(file, "pt") as opened:  # pyright: ignore[reportPrivateImportUsage]
-            text = (opened.metadata() or {}).get(STORED_HEAD_DIM, "")
+            text = (opened.metadata() or {}).get(HEAD_DIM, "")
     except (OSError, safetensors.SafetensorError):  # a pickle, or damaged, which reading its weights will tell
-        return {}
-    return {HEAD_DIM: int(text)} if re.fullmatch(r"[1-9]\d{0,5}", text) else {}
+        return None
+    return int(text) if re.fullmatch(r"[1-9]\d{0,5}", text) else None
 
 
 def _read(path: Path) -> Json:
@@ -116,7 +113,7 @@ def _configuration_beside(file: Path) -> Json:
         if file.stem == Path(ModelConfig.unet_file).stem:  # the UNet that a configuration.json speaks of
             raise
         return {}
-    return {HEAD_DIM: unet.head_dim, **sizes(unet)}
+    return {"attention_head_dim": unet.head_dim, **sizes(unet)}
 
 
 def schedule_beside(file: Path) -> Json:

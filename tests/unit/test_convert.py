@@ -21,6 +21,7 @@ from sdvideo_core.config import ModelConfig
 from sdvideo_core.configuration import configuration
 from sdvideo_core.convert import convert
 from sdvideo_core.ddim import draw_noise
+from sdvideo_core.layouts import find_layout
 from sdvideo_core.state_dict import read_state_dict, write_safetensors
 from tests.unit.small_model import say_heads, their_unet
 
@@ -330,3 +331,12 @@ def test_memory_is_that_of_one_file(large_unet, tmp_path, layout, dtype):
     peak, private = map(int, output.split())
     assert peak < 1.2 * size  # with the pages of the mapped file, which the system may take back at any time
     assert private < 0.4 * size
+
+
+def test_a_unet_that_says_its_head_width_does_not_hide_what_the_json_beside_it_says(demo_model_dir, tmp_path):
+    target = tmp_path / "diffusion_pytorch_model.safetensors"
+    convert(demo_model_dir, target, "safetensors")
+    beside = {"_class_name": "UNet3DConditionModel", "_name_or_path": "somebody/zeroscope_v2_576w"}
+    (tmp_path / "config.json").write_text(json.dumps(beside))
+    assert find_layout(target).based_on == beside["_name_or_path"]
+    assert load_unet(target).config == load_unet(demo_model_dir).config
