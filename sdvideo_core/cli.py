@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; the exit status is 0, or 1 after an error told in one line, 130 when stopped."""
     args, unknown = build_parser().parse_known_args(argv)
     if unknown:
-        is_one_word = len((getattr(args, "prompt", None) or "two words").split()) == 1
-        words = is_one_word and not any(word.startswith("-") for word in unknown)
-        remedy = "; put the prompt in quotes" if words else ""
+        is_first_word = re.fullmatch(r"\S+", getattr(args, "prompt", None) or "")
+        are_words = not any(word.startswith("-") for word in unknown)
+        remedy = "; put the prompt in quotes" if is_first_word and are_words else ""
         args.parser.error(f"unrecognized arguments: {' '.join(unknown)}{remedy}")
     try:
         with _one_line_warnings(args):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FPS = 8.0
 FILES = ("model", "input", "lora", "vae", "text_encoder")  # options that name files, by their `dest`
-UNTOLD = ("help", "output", "save_model", "device", "metadata", "seed")
+UNTOLD = ("output", "save_model", "device", "metadata", "seed")
 
 
 def add_options(parser: argparse.ArgumentParser, default: str, fps: float | None = FPS) -> None:
@@ -89,7 +89,7 @@ def made_with(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     told: dict[str, Any] = {"command": args.parser.prog}
     for action in args.parser._actions:
         value = getattr(args, action.dest, None)
-        if action.dest not in UNTOLD and value is not None and (value != action.default or action.dest == "prompt"):
+        if action.dest not in UNTOLD and value not in (None, action.default):
             name = max(action.option_strings, key=len, default=action.dest).lstrip("-")
             told[name] = _name(value) if action.dest in FILES else value if action.nargs != 0 else True
     return told | {"seed": seed}

@@ -73,7 +73,7 @@ def _add_train(parser: argparse.ArgumentParser, size: Callable[[str], tuple[int,
     text = "points of a video's path that --lcm learns from; default: 50"
     add("--lcm-timesteps", type=int, default=None, metavar="N", help=text)
     add("--train-only", default="all", choices=("all", "temporal"), help="all layers, or those that mix frames")
-    add("--lr", type=float, default=1e-4, help="learning rate; the default suits a LoRA, 1e-5 whole layers")
+    add("--lr", type=float, default=1e-4, help="learning rate; all layers want a lower one than a LoRA")
     add("--scale-lr", action="store_true", help="multiply --lr by the clips of one step")
     add("--lr-delay", type=int, default=0, metavar="STEPS", help="first steps, at --lr-min")
     add("--lr-warmup", type=int, default=0, metavar="STEPS", help="then steps of rising to --lr")
@@ -174,10 +174,10 @@ def _use(args: argparse.Namespace, file: Path, prompt: str, trained_on: tuple[in
     sampler = {"--sampler": "lcm"} if args.lcm else {}
     options = {**parts, **lora, "--size": f"{width}x{height}", "--frames": str(frames), **sampler}
     given = (word for option in options.items() if option[1] for word in option)
-    return in_a_shell(["sdvideo", "txt2vid", model, prompt, *given])
+    return _in_a_shell(["sdvideo", "txt2vid", model, prompt, *given])
 
 
-def in_a_shell(words: list[str]) -> str:
+def _in_a_shell(words: list[str]) -> str:
     """A command as it is pasted into the system's own shell."""
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
@@ -190,9 +190,10 @@ def _cached(args: argparse.Namespace) -> tuple[CachedDataset, dict[str, Any]]:
 
 def cache(args: argparse.Namespace) -> None:
     from .training import encode_dataset
+    from .training.cache import CLIPS_NAME
     from .whole_file import check_place
 
-    check_place(Path(args.out) / "clips", is_folder=True)
+    check_place(Path(args.out) / CLIPS_NAME, is_folder=True)
     dataset, options = _clips(args)
     encode_dataset(_load(args), dataset, args.out, bar=True, **options)
     sys.stderr.write(f"Wrote {args.out}: {_count(dataset)} of {options['num_frames']} frames\n")
@@ -223,16 +224,16 @@ def describe_data(path: Path) -> dict[str, Any] | None:
     from .inspection import empty_report
     from .sequence import has_captions
 
-    if not path.is_dir() or not ((path / "clips").is_dir() or has_captions(path)):  # training takes long to import
-        return None
-    from .training import CachedDataset, open_dataset
-    from .training.datasets import ClipError
+    if (path / "clips").is_dir() and _is_cache(path):  # which takes long to import
+        from .training import CachedDataset
 
-    if _is_cache(path):
         cached = CachedDataset(path)
         return empty_report(path) | {"is": "a cache of clips to train on", "clips": len(cached), **cached.settings}
-    if not has_captions(path):
+    if not path.is_dir() or not has_captions(path):
         return None
+    from .training import open_dataset
+    from .training.datasets import ClipError
+
     report = empty_report(path) | {"is": "a dataset of clips to train on"}
     try:
         data = open_dataset(path)

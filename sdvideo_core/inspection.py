@@ -133,7 +133,7 @@ def _made_with(path: Path) -> Report:
     from .video_metadata import SETTINGS, read_metadata
 
     found = read_metadata(path)
-    settings = {"made_with": found[SETTINGS]} if isinstance(found.get(SETTINGS), dict) else {}
+    settings = {"made_with": found[SETTINGS]} if SETTINGS in found else {}
     return settings | ({"workflow": "ComfyUI's, drop it on the canvas"} if "workflow" in found else {})
 
 

@@ -12,8 +12,7 @@ FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 def computes_in(dtype: torch.dtype, device: torch.device | str) -> bool:
     """Whether a device has arithmetic for one of FLOAT_TYPES.
 
-    CPUs need it in oneDNN's kernels (AVX-512 or AMX). Without, torch computes number by number: where there is AVX2
-    only, a product of matrices of 2048 rows takes 400 times as long in bfloat16 as in float32.
+    CPUs need it in oneDNN's kernels (AVX-512 or AMX). Without, torch computes number by number, slower than in float32.
     """
     if torch.device(device).type != "cpu" or dtype is torch.float32:
         return True

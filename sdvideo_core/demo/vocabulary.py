@@ -35,7 +35,9 @@ def hints(prompt: str) -> Iterator[str]:
         yield f"does not know {words}; it knows {what_it_knows()}"
     prompt = WORD.sub(lambda found: SPELLINGS.get(found[0], found[0]), prompt.lower())
     background, rest = _background(prompt)
-    yield from (f'does not know "{w}"; write "{SPELLINGS[w]}"' for w in unknown if SPELLINGS.get(w, w) == background)
+    yield from (
+        f'does not know "{w}"; write "{SPELLINGS[w]}"' for w in SPELLINGS if w in unknown and SPELLINGS[w] == background
+    )
     words = set(WORD.findall(prompt))
     colors = [color for color in COLORS if color in WORD.findall(rest)]
     shapes = [shape for shape in SHAPES if words & set(NOUNS[shape])]
