@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 from aiohttp import web
 from server import PromptServer
 
@@ -69,10 +70,11 @@ class Reports:
 
     def step(self, done: int, total: int, details: Callable[[], Json]) -> None:
         """After each step; `details` are asked for only when a report is due, as it always is at the last step."""
+        if time.monotonic() < self.due and done < total:
+            return
+        comfy.model_management.synchronize()  # a GPU may still compute the step, which is no cost of the report
         now = time.monotonic()
         self.first = self.first or (done, now)
-        if now < self.due and done < total:
-            return
         before, since = self.first if done > self.first[0] else (done - 1, self.started)
         seconds = (now - since) / (done - before)
         speed = {"step": done, "steps": total, "seconds_per_step": seconds, "seconds_left": (total - done) * seconds}

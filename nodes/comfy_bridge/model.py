@@ -28,6 +28,9 @@ from .attention_patches import ComfyAttention, PatchedSpatialTransformer
 from .live_preview import latent_format, preview_sampling
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+# Of ComfyUI's estimate of memory: what the tensors of a step take at most, at any size of video that these models are
+# made for (benchmarks/sampling_memory.py). Activations are as wide as the network.
+MEMORY_PER_CHANNEL = 0.8 / 320
 GUIDANCE = "sdvideo_guidance"  # in transformer_options: an embedded guidance scale (dim,), as cond_proj would give it
 
 
@@ -54,11 +57,11 @@ class ModelScopeModel(comfy.model_base.BaseModel):
 
 class ModelScopeConfig(comfy.supported_models_base.BASE):
     unet_extra_config = {}  # noqa: RUF012 - the base class' way to be configured
-    memory_usage_factor = 1.0
     supported_inference_dtypes = DTYPES
 
     def __init__(self, unet: UNetConfig, family: Family | None):
         super().__init__({"config": unet, "model_channels": unet.dim})
+        self.memory_usage_factor = MEMORY_PER_CHANNEL * unet.dim
         self.latent_format = latent_format(family)
 
     def get_model(self, _state_dict: Any, _prefix: str = "", device: Any = None) -> ModelScopeModel:

@@ -4,10 +4,14 @@ What needs no GPU for it: weights that are cast for each call, models thrown out
 that run one after the other. ComfyUI's side is computed in one child for the whole file.
 """
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
+MEASURED = Path(__file__).parents[2] / "benchmarks" / "results" / "sampling-memory.json"
 NUM_FRAMES, SIZE = 4, 64
 LORA = "memory.safetensors"
 LAYER = "input_blocks.1.1.transformer_blocks.0.attn2.to_k"  # of 32 by 64
@@ -94,3 +98,26 @@ def test_prompts_that_run_one_after_the_other_for_want_of_memory_change_nothing(
 
 def test_activations_are_in_channels_last(results):
     assert results["layouts"] and all(results["layouts"])
+
+
+def estimate_in_comfy(shapes):
+    """Bytes that ComfyUI makes room for beside the full-size model in float16, where attention stores no scores."""
+    import comfy.model_management
+    from sdvideo.nodes.comfy_bridge.model import ModelScopeConfig
+    from sdvideo.sdvideo_core.config import UNetConfig
+
+    comfy.model_management.xformers_enabled = lambda: True  # as on a GPU
+    config = ModelScopeConfig(UNetConfig(), None)
+    config.set_inference_dtype(torch.float16, None)
+    model = config.get_model({}, device="meta")
+    return {"bytes": [model.memory_required(shape) for shape in shapes]}
+
+
+def test_comfyui_makes_room_for_what_a_step_takes_and_not_for_twice_as_much(in_comfy):
+    rows = json.loads(MEASURED.read_text(encoding="utf-8"))["beside_weights"]
+    steps = [(row, name, n) for row in rows for n, name in enumerate(("one_prompt", "two_prompts"), 1)]
+    shapes = [[n * row["frames"], 4, row["height"] // 8, row["width"] // 8] for row, _, n in steps]
+    room = in_comfy(estimate_in_comfy, shapes=shapes)["bytes"]
+    ratios = [size / row[name] for size, (row, name, _) in zip(room, steps, strict=True)]
+    assert min(ratios) >= 1
+    assert max(ratios) <= 2
