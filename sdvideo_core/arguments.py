@@ -10,9 +10,6 @@ from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
-from torch import Tensor
-
 PLAIN = (str, int, float, type(None))  # types whose values say more than their name
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,7 +63,8 @@ def takes(kinds: Mapping[str, Kind]) -> Callable[[Callable[P, T]], Callable[P, T
 
 def plain(value: Any) -> Any:
     """Python's own numbers for those of a tensor or an array with no axes or one; any other value as it is."""
-    return value.tolist() if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim < 2 else value
+    is_array = hasattr(value, "ndim") and hasattr(value, "tolist")  # torch's and NumPy's, neither of which need be here
+    return value.tolist() if is_array and value.ndim < 2 else value
 
 
 def is_whole(value: Any) -> bool:

@@ -110,8 +110,19 @@ class Layout:
         """One of PARTS; FileNotFoundError or CheckpointError, which says what to do, where it is not there."""
         if name in self.parts:
             return self.parts[name]
+        raise self.absence(name)
+
+    def absence(self, name: str, *others: str) -> CheckpointError | FileNotFoundError:
+        """The error that one of PARTS is not there, and that others are not there either."""
         error = CheckpointError if self.name == SINGLE else FileNotFoundError
-        raise error(self.missing[name] + ELSEWHERE[name])
+        either = [f". There is no {PARTS[other]} either: {ELSEWHERE[other].removeprefix(', or ')}" for other in others]
+        return error("".join([self.missing[name], ELSEWHERE[name], *either]))
+
+
+def check_complete(places: Mapping[str, Layout]) -> None:
+    """Raises what `Layout.part` does unless each of PARTS is where it is to come from, and tells all that are not."""
+    if missing := [part for part in PARTS if part in places[part].missing]:
+        raise places[missing[0]].absence(*missing)
 
 
 def what_is(keys: Iterable[str]) -> str:

@@ -21,7 +21,7 @@ from .config import ModelConfig
 from .families import family_of, far_from_training
 from .frames import check_size, frames_to_video, images_to_frames
 from .guidance import GuidanceSchedule, guidance_wrappers, guided_eps, scale_over_steps
-from .layouts import PARTS, find_layout, names_of
+from .layouts import check_complete, find_layout, names_of
 from .lcm import LCM, guidance_embedding, misuses
 from .lora_files import LoRAReport
 from .lora_weights import LoRAWeights
@@ -97,8 +97,7 @@ class SDVideo:
         layout = find_layout(model_path)
         named = {"vae": vae, "text encoder": text_encoder}
         places = {"unet": layout} | {part: find_layout(path) if path else layout for part, path in named.items()}
-        for part in PARTS:
-            places[part].part(part)  # before gigabytes are read
+        check_complete(places)  # before gigabytes are read
         with progress_bar("Loading the UNet", "B", bar) as done:
             self.unet = load_unet(layout, dtype, device, done)
         self.family = family_of(names_of(layout), self.unet.config)  # of the known models; None where nothing tells it

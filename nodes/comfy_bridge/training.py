@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from ...sdvideo_core import SDVideo
 from ...sdvideo_core.frames import images_to_frames
-from ...sdvideo_core.layouts import find_layout
+from ...sdvideo_core.layouts import check_complete, find_layout
 from ...sdvideo_core.training import (
     CachedDataset,
     SDVideoTrainer,
@@ -111,8 +111,7 @@ def _find_parts(model: str, vae: str, clip: str) -> dict[str, Any]:
     """Where a listed model and its parts lie, as SDVideo takes them; raises, before any is read, if one is nowhere."""
     directory = model_directory(model)
     places = {"vae": part_path(vae, "vae", directory), "text encoder": part_path(clip, "clip", directory)}
-    for part, place in {"unet": directory, **places}.items():
-        find_layout(place).part(part)
+    check_complete({part: find_layout(place) for part, place in {"unet": directory, **places}.items()})
     return {"model_path": directory, "vae": places["vae"], "text_encoder": places["text encoder"]}
 
 

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from sdvideo_core import SDVideo, demo_model
 from sdvideo_core.checkpoint import (
     CheckpointError,
     load_text_encoder,
@@ -116,6 +117,21 @@ def test_missing_weights_are_named_with_where_they_were_looked_for(model_dir, na
     message = f"{name} is missing; looked for {model_dir / name} and its .safetensors twin. Put the file there"
     with pytest.raises(FileNotFoundError, match=exactly(message + ELSEWHERE[PARTS[name]])):
         LOADERS[name](model_dir)
+
+
+@pytest.mark.parametrize(
+    ("named", "either"),
+    [
+        ({}, ["There is no OpenCLIP text tower either: take the text encoder from another file or model"]),
+        ({"text_encoder": demo_model()}, []),
+    ],
+)
+def test_all_that_is_nowhere_is_told_at_once(model_dir, named, either):
+    for name in (VAE, TEXT):
+        (model_dir / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"^{VAE} is missing; looked for ") as raised:
+        SDVideo(model_dir, **named)
+    assert re.findall(r"There is no .+?(?=: \w+=)", str(raised.value)) == either
 
 
 def unreadable(path: Path) -> str:
