@@ -7,7 +7,8 @@ import { runningNode } from "./running_node.js";
 import { describeSpeed } from "./sampling.js";
 import { say } from "./words.js";
 
-const CURVE = { width: 480, height: 160 }; // pixels of the canvas, shown at the node's width
+const CURVE = { width: 480, height: 160 }; // of a drawing that is as wide as the node
+const MARGIN = 12;
 
 /** Follow what the server reports of training; a curve stays until its node, or the node it is shown on, is another. */
 export function showTraining(app) {
@@ -36,7 +37,7 @@ export function showTraining(app) {
 class Monitor {
   element = tag("div", { className: "sdvideo-live", role: "group", ariaLabel: say("training") });
   player = new Player();
-  #curve = tag("canvas", { ...CURVE, role: "img" });
+  #curve = newCurve();
   #text = tag("output", { ariaLabel: say("progress"), ariaLive: "off" });
   #sample = "";
 
@@ -73,21 +74,22 @@ class Monitor {
   }
 }
 
-function drawCurve(canvas, losses) {
-  const context = canvas.getContext("2d");
-  const style = getComputedStyle(canvas);
+/** An SVG, as that follows the palette by itself. Its labels lie in the corners that a falling curve leaves free. */
+function newCurve() {
+  const curve = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  curve.role = "img";
+  curve.setAttribute("viewBox", `0 0 ${CURVE.width} ${CURVE.height}`);
+  const [right, bottom] = [CURVE.width - MARGIN, CURVE.height - MARGIN];
+  curve.innerHTML = `<polyline /><text x="${right}" y="28" text-anchor="end" /><text x="${MARGIN}" y="${bottom}" />`;
+  return curve;
+}
+
+function drawCurve(curve, losses) {
   const [low, high] = [Math.min(...losses), Math.max(...losses)];
-  const margin = 12;
-  const x = (index) => margin + (index / Math.max(losses.length - 1, 1)) * (canvas.width - 2 * margin);
-  const y = (loss) => margin + ((high - loss) / (high - low || 1)) * (canvas.height - 2 * margin);
-  context.clearRect(0, 0, canvas.width, canvas.height);
-  context.fillStyle = style.color;
-  context.font = "12px system-ui, sans-serif";
-  context.fillText(high.toFixed(4), margin, margin);
-  context.fillText(low.toFixed(4), margin, canvas.height - 2);
-  context.strokeStyle = style.getPropertyValue("--p-primary-color") || "#60a5fa";
-  context.lineWidth = 2;
-  context.beginPath();
-  losses.forEach((loss, index) => context.lineTo(x(index), y(loss)));
-  context.stroke();
+  const x = (index) => MARGIN + (index / Math.max(losses.length - 1, 1)) * (CURVE.width - 2 * MARGIN);
+  const y = (loss) => MARGIN + ((high - loss) / (high - low || 1)) * (CURVE.height - 2 * MARGIN);
+  const [line, top, bottom] = curve.children;
+  line.setAttribute("points", losses.map((loss, index) => `${x(index)},${y(loss)}`).join(" "));
+  top.textContent = high.toFixed(4);
+  bottom.textContent = low.toFixed(4);
 }
