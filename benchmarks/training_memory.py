@@ -19,14 +19,17 @@ import platform
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -135,9 +138,24 @@ def train(network: Network, batch: Batch, way: Way, fused: bool = False) -> None
     optimizer.step()
 
 
+@contextmanager
+def norms_in_float32() -> Iterator[None]:
+    """Within, normalizations compute in float32, as autocast lets them on a GPU and not on a CPU."""
+
+    def in_float32(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *args: norm(*(arg.float() if isinstance(arg, Tensor) else arg for arg in args))
+
+    with (
+        patch.object(functional, "group_norm", in_float32(functional.group_norm)),
+        patch.object(functional, "layer_norm", in_float32(functional.layer_norm)),
+    ):
+        yield
+
+
 def estimate(config: UNetConfig, batch: Batch, way: Way, gpu: bool) -> dict[str, int]:
     """Bytes in all at the peak, and of parts that are there for certain; gpu: with what is chosen on one."""
-    with FakeTensorMode(), Alive() as alive:
+    is_autocast = gpu and way.mixed_precision == "bf16"
+    with FakeTensorMode(), Alive() as alive, norms_in_float32() if is_autocast else nullcontext():
         network = make_network(config, way)
         network.unet.attention = sdpa if gpu else products
         train(network, batch, way, fused=gpu)

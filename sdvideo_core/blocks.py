@@ -25,7 +25,7 @@ class Conditioning:
 
     emb: Tensor  # (B*F, 4 * dim), embedded timesteps
     context: Tensor | ProjectedContext  # text tokens (B or B*F, N, D), or their keys and values by layer
-    num_frames: int
+    videos: tuple[int, int]  # B, F
     attention: AttentionFunction
 
     def key_value(self, layer: Attention) -> KeyValue:
@@ -33,9 +33,9 @@ class Conditioning:
         return layer.project(self.context) if isinstance(self.context, Tensor) else self.context[layer]
 
 
-def to_video(x: Tensor, num_frames: int) -> Tensor:
-    """(B*F, C, H, W) -> (B, C, F, H, W), a view."""
-    return x.unflatten(0, (-1, num_frames)).transpose(1, 2)
+def to_video(x: Tensor, videos: tuple[int, int]) -> Tensor:
+    """(B*F, C, H, W) -> (B, C, F, H, W), a view. videos: B, F; of a -1 torch.compile would think for minutes."""
+    return x.unflatten(0, videos).transpose(1, 2)
 
 
 def to_frames(video: Tensor) -> Tensor:
@@ -66,8 +66,8 @@ class TemporalConv(nn.Module):
         self.conv3 = layer(nn.Dropout(dropout))
         self.conv4 = layer(nn.Dropout(dropout))
 
-    def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        video = to_video(x, num_frames)
+    def forward(self, x: Tensor, videos: tuple[int, int]) -> Tensor:
+        video = to_video(x, videos)
         h = self.conv4(self.conv3(self.conv2(self.conv1(video))))
         return to_frames(h).add_(x)
 
@@ -97,7 +97,7 @@ class ResBlock(nn.Module):
         emb = self.emb_layers(cond.emb)[:, :, None, None]  # (B*F, C, 1, 1)
         h = self.in_layers(x).add_(emb)
         h = self.out_layers(h).add_(self.skip_connection(x))
-        return self.temopral_conv(h, cond.num_frames)
+        return self.temopral_conv(h, cond.videos)
 
 
 class SpatialTransformer(nn.Module):
@@ -143,7 +143,7 @@ class TemporalTransformer(nn.Module):
         self.register_state_dict_post_hook(_add_kernel_axes)
 
     def forward(self, x: Tensor, cond: Conditioning) -> Tensor:
-        h = self.norm(to_video(x, cond.num_frames))  # its statistics span the frames
+        h = self.norm(to_video(x, cond.videos))  # its statistics span the frames
         h = h.permute(0, 2, 3, 4, 1).flatten(2, 3)  # (B, F, H*W, C)
         h = self.proj_in(h)
         for block in self.transformer_blocks:

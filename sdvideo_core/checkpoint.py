@@ -177,23 +177,27 @@ def assemble(
         module = make()
     check_weights(module, weights, source)
     done, total, moved = 0, sum(weight.nbytes for weight in weights.values()), {}
+    is_gpu = torch.device(device).type == "cuda"
     for key, weight in weights.items():
         moved[key] = weight.to(device, dtype)
+        if is_gpu:  # one by one, so that no more than one lies there twice
+            moved[key] = _channels_last(moved[key])
         done += weight.nbytes
         if progress:
             progress(done, total)
     module.load_state_dict(moved, assign=True)
-    if torch.device(device).type == "cuda":
-        use_channels_last(module)
     return module.eval()
 
 
 def use_channels_last(module: nn.Module) -> None:
     """Lays convolution weights out as the activations are, so that GPU kernels need not convert them at every call."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in module.parameters():
-        if parameter.ndim in formats:
-            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.ndim])
+        parameter.data = _channels_last(parameter.data)
+
+
+def _channels_last(weight: torch.Tensor) -> torch.Tensor:
+    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(weight.ndim)
+    return weight.contiguous(memory_format=layout) if layout else weight
 
 
 def check_parts(unet: UNetConfig, vae: VAEConfig | None, text: TextConfig | None, directory: str | Path) -> None:

@@ -38,10 +38,10 @@ class Conv3d(nn.Conv3d):
     def forward(self, input: Tensor) -> Tensor:
         height, width = input.shape[3:]
         if input.device.type != "cpu":
-            return conv_along_time(input.flatten(3), self.weight[..., 0], self.bias).unflatten(3, (height, width))
+            return conv_along_time(input.flatten(3), self.weight.squeeze(4), self.bias).unflatten(3, (height, width))
         if height * width > FEW_PIXELS_OF_VIDEO or torch.is_grad_enabled():
             return super().forward(input)
-        return product_conv(input.flatten(3), self.weight[..., 0], self.bias).unflatten(3, (height, width))
+        return product_conv(input.flatten(3), self.weight.squeeze(4), self.bias).unflatten(3, (height, width))
 
 
 def conv_along_time(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -56,14 +56,15 @@ class Adapter(nn.Module):
         """The layer's input -> up(down(x)) in the precision of x or of autocast, not scaled."""
         down, up = self.down.to(x.dtype), self.up.to(x.dtype)
         if down.ndim == 5 and x.device.type != "cpu":  # as `layers.Conv3d`
-            low = conv_along_time(x.flatten(3), down[..., 0], None)
-            return conv_along_time(low, up[..., 0], None).unflatten(3, x.shape[3:])
+            low = conv_along_time(x.flatten(3), down.squeeze(4), None)
+            return conv_along_time(low, up.squeeze(4), None).unflatten(3, x.shape[3:])
         return self.product(self.product(x, down, *self.window), up)
 
     @torch.no_grad()
     def delta(self) -> Tensor:
-        """scale * up @ down in float64, in the shape of the layer's weight."""
-        return self.pair.delta().view(len(self.up), *self.down.shape[1:])
+        """scale * up @ down in float64 on the CPU, in the shape of the layer's weight."""
+        pair = Pair(self.down.cpu(), self.up.cpu(), self.alpha)  # mps has no float64
+        return pair.delta().view(len(self.up), *self.down.shape[1:])
 
     @property
     def pair(self) -> Pair:
@@ -161,7 +162,7 @@ class LoRA(nn.Module):
         return output.add_(change, alpha=self.strength * adapter.scale)
 
     def delta(self, path: str) -> Tensor:
-        """What strength 1 adds to the weight of the layer at a module path, in float64 and in the layer's shape.
+        """What strength 1 adds to the weight of the layer at a module path, in float64 on the CPU and in its shape.
 
         That is (out, in) also for the projections of time attention, whose weights state dicts hold as (out, in, 1).
         """
@@ -179,8 +180,8 @@ class LoRA(nn.Module):
         _check_base(self._layers, merged)
         for path in self._layers:
             weight = merged[f"{path}.weight"]
-            change = strength * self.delta(path).to(weight.device).view(weight.shape)
-            merged[f"{path}.weight"] = (weight.double() + change).to(weight.dtype)
+            change = strength * self.delta(path).view(weight.shape)
+            merged[f"{path}.weight"] = (weight.cpu().double() + change).to(weight.device, weight.dtype)
         return merged
 
 

@@ -90,7 +90,8 @@ class LoRAWeights:
         for parameter in parameters:
             base = self._base.setdefault(parameter, parameter.data.cpu())
             device = "cpu" if parameter.device.type == "mps" else parameter.device  # mps has no float64
-            weight = base.to(device, torch.float64, copy=True)
+            # Converted where it goes: on the way to a GPU float64 would be four times the bytes of float16.
+            weight = base.to(device).to(torch.float64, copy=True)
             for path in paths[parameter]:
                 self._add_changes(path, weight[self._slots[path].rows])
             parameter.data = weight.to(parameter.device, parameter.dtype)

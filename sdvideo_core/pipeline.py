@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -93,18 +94,18 @@ class SDVideo:
         if dtype not in FLOAT_TYPES:
             raise ValueError(f"dtype={dtype}; expected one of {', '.join(map(str, FLOAT_TYPES))}")
         self.device, self.dtype, self.amp = _usable(device), dtype, amp
-        warn_of_emulation(f"dtype={dtype}", dtype, self.device, "dtype=torch.float32")
+        warn_of_emulation(f"dtype={dtype}", dtype, self.device, "dtype=torch.float32", "dtype=torch.float16")
         layout = find_layout(model_path)
         named = {"vae": vae, "text encoder": text_encoder}
         places = {"unet": layout} | {part: find_layout(path) if path else layout for part, path in named.items()}
         check_complete(places)  # before gigabytes are read
         with progress_bar("Loading the UNet", "B", bar) as done:
-            self.unet = load_unet(layout, dtype, device, done)
+            self.unet = load_unet(layout, dtype, self.device, done)
         self.family = family_of(names_of(layout), self.unet.config)  # of the known models; None where nothing tells it
         with progress_bar("Loading the autoencoder", "B", bar) as done:
-            self.vae = load_vae(places["vae"], dtype, device, done)
+            self.vae = load_vae(places["vae"], dtype, self.device, done)
         with progress_bar("Loading the text encoder", "B", bar) as done:
-            self.text_encoder = load_text_encoder(places["text encoder"], dtype, device, done)
+            self.text_encoder = load_text_encoder(places["text encoder"], dtype, self.device, done)
         self.config = layout.config or ModelConfig(unet=self.unet.config)
         check_parts(self.unet.config, self.vae.config, self.text_encoder.config, model_path)
         self.schedule = NoiseSchedule()
@@ -216,7 +217,7 @@ class SDVideo:
         frames = frames.to(self.device, self.dtype)
         with _progress("Encoding", len(frames), "frame", bar) as done:
             latents = self.vae.encode(frames, progress=done.update)
-        return to_video(latents.float(), len(frames))
+        return to_video(latents.float(), (1, len(frames)))
 
     @torch.no_grad()
     def decode(self, latents: Tensor, bar: bool = False) -> Tensor:
@@ -276,6 +277,8 @@ def _generators(seed: int | None) -> tuple[torch.Generator, torch.Generator]:
 
 
 def _usable(device: str | torch.device) -> torch.device:
+    if str(device) == "cuda" and (rank := os.environ.get("LOCAL_RANK")):
+        device = f"cuda:{rank}"  # else all of accelerate's processes would load onto the first GPU
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts

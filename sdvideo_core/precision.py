@@ -6,6 +6,7 @@ import warnings
 
 import torch
 
+AMPERE = (8, 0)  # compute capability
 FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -13,8 +14,13 @@ def computes_in(dtype: torch.dtype, device: torch.device | str) -> bool:
     """Whether a device has arithmetic for one of FLOAT_TYPES.
 
     CPUs need it in oneDNN's kernels (AVX-512 or AMX). Without, torch computes number by number, slower than in float32.
+    NVIDIA's GPUs have bfloat16 from Ampere on (RTX 30xx); before, torch has no attention for it but the one that
+    stores all scores, many times the memory.
     """
-    if torch.device(device).type != "cpu" or dtype is torch.float32:
+    device = torch.device(device)
+    if device.type == "cuda" and dtype is torch.bfloat16 and torch.version.hip is None:
+        return torch.cuda.get_device_capability(device) >= AMPERE
+    if device.type != "cpu" or dtype is torch.float32:
         return True
     if not torch.backends.mkldnn.is_available():
         return False
@@ -30,10 +36,15 @@ def amp_dtype(device: torch.device | str) -> torch.dtype | None:
     return torch.bfloat16 if computes_in(torch.bfloat16, device) else None
 
 
-def warn_of_emulation(given: str, dtype: torch.dtype, device: torch.device | str, remedy: str) -> None:
-    """Warns where a CPU was asked for what it does not compute in. given: the argument, as it was written."""
-    if not computes_in(dtype, device):
-        warnings.warn(
-            f"{given}: this CPU does not compute in it and emulates it, many times slower than float32; use {remedy}",
-            stacklevel=3,
-        )
+def warn_of_emulation(given: str, dtype: torch.dtype, device: torch.device | str, on_cpu: str, on_gpu: str) -> None:
+    """Warns where a device was asked for what it does not compute in. given: the argument, as it was written.
+
+    on_cpu, on_gpu: what to ask for instead.
+    """
+    if computes_in(dtype, device):
+        return
+    if torch.device(device).type == "cpu":
+        why = f"this CPU does not compute in it and emulates it, many times slower than float32; use {on_cpu}"
+    else:
+        why = f"this GPU is older than those that compute in it, and takes many times the memory; use {on_gpu}"
+    warnings.warn(f"{given}: {why}", stacklevel=3)

@@ -88,11 +88,11 @@ class UNetSD(nn.Module):
         context: (B, N, context_dim) or one per frame (B*F, N, context_dim), or what `project_context` made of it.
         guidance_emb: (256,) or one per row of timesteps, after `add_guidance_embedding` (`lcm.guidance_embedding`).
         """
-        num_frames = x.shape[2]
+        videos = x.shape[0], x.shape[2]
         h = to_frames(x).contiguous(memory_format=torch.channels_last)  # (B*F, in_dim, h, w)
-        cond = self.condition(h, timesteps, context, num_frames, self.attention, guidance_emb)
+        cond = self.condition(h, timesteps, context, videos, self.attention, guidance_emb)
         h = self.run(h, cond)
-        return to_video(h, num_frames)
+        return to_video(h, videos)
 
     def run(self, h: Tensor, cond: Conditioning) -> Tensor:
         """The network itself on frames (B*F, in_dim, h, w) in channels_last -> (B*F, out_dim, h, w)."""
@@ -116,18 +116,18 @@ class UNetSD(nn.Module):
         frames: Tensor,
         timesteps: Tensor,
         context: Tensor | ProjectedContext,
-        num_frames: int,
+        videos: tuple[int, int],
         attention: AttentionFunction,
         guidance_emb: Tensor | None = None,
     ) -> Conditioning:
-        """Embeds timesteps (B,) or (B*F,) for frames (B*F, C, h, w), and gathers what the blocks share."""
+        """Embeds timesteps (B,) or (B*F,) for frames (B*F, C, h, w) of videos, and gathers what the blocks share."""
         emb = timestep_embedding(timesteps, self.config.dim).to(frames.dtype)
         if guidance_emb is not None:
             emb = emb + self._project_guidance(guidance_emb.to(frames))
         emb = self.time_embed(emb)  # (B or B*F, 4 * dim)
         if len(emb) != len(frames):
-            emb = emb.repeat_interleave(num_frames, dim=0)
-        return Conditioning(emb, context, num_frames, attention)
+            emb = emb.repeat_interleave(videos[1], dim=0)
+        return Conditioning(emb, context, videos, attention)
 
     def add_guidance_embedding(self) -> nn.Linear:
         """Adds the layer of models distilled with an embedded guidance scale (T2V-Turbo), `cond_proj`, and returns it.

@@ -20,6 +20,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import apply_control
 from torch import Tensor
 
 from ...sdvideo_core import checkpoint
+from ...sdvideo_core.blocks import to_frames, to_video
 from ...sdvideo_core.config import UNetConfig
 from ...sdvideo_core.families import Family, family_of, far_from_training, find_family, summary
 from ...sdvideo_core.layouts import find_layout, names_of
@@ -99,16 +100,17 @@ class ComfyUNet(UNetSD):
 
     def _forward(self, x: Tensor, timesteps: Tensor, context: Tensor, control: Any, options: dict[str, Any]) -> Tensor:
         if x.ndim == 5:
-            frames = x.transpose(1, 2).flatten(0, 1)
-            h = self._run_frames(frames, x.shape[2], timesteps, context, control, options)
-            return h.unflatten(0, (-1, x.shape[2])).transpose(1, 2)
-        num_frames = len(x) // len(options.get("cond_or_uncond", (0,)))  # one chunk is one video
-        return self._run_frames(x, num_frames, timesteps, context, control, options)
+            frames = to_frames(x)
+            videos = x.shape[0], x.shape[2]
+            h = self._run_frames(frames, videos, timesteps, context, control, options)
+            return to_video(h, videos)
+        batch = len(options.get("cond_or_uncond", (0,)))  # one chunk is one video
+        return self._run_frames(x, (batch, len(x) // batch), timesteps, context, control, options)
 
     def _run_frames(
         self,
         frames: Tensor,
-        num_frames: int,
+        videos: tuple[int, int],
         timesteps: Tensor,
         context: Tensor,
         control: Any,
@@ -116,7 +118,7 @@ class ComfyUNet(UNetSD):
     ) -> Tensor:
         options |= {"original_shape": list(frames.shape), "transformer_index": 0}
         h = frames.contiguous(memory_format=torch.channels_last)
-        cond = self.condition(h, timesteps, context, num_frames, ComfyAttention(options), options.get(GUIDANCE))
+        cond = self.condition(h, timesteps, context, videos, ComfyAttention(options), options.get(GUIDANCE))
         skips = []
         for index, stage in enumerate(self.input_blocks):
             options["block"] = ("input", index)
@@ -168,16 +170,30 @@ def load_model(path: str | Path, disable_dynamic: bool = False) -> comfy.model_p
     make = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = make(model, load_device=device, offload_device=management.unet_offload_device())
     if not patcher.is_dynamic():  # which converts weights as it streams them
-        weights = {key: weight.to(dtype) for key, weight in weights.items()}
+        # Memory of a file cannot be pinned everywhere, as ComfyUI does with weights that it streams.
+        own = not management.is_device_cpu(device)
+        weights = {key: weight.to(dtype, copy=own) for key, weight in weights.items()}
     model.load_model_weights(weights, assign=True)
-    if management.force_channels_last():
+    if management.force_channels_last() and not patcher.is_dynamic():  # which lays every weight out anew
         checkpoint.use_channels_last(model.diffusion_model)
     patcher.cached_patcher_init = (load_model, (path,))
     warn = functools.partial(_warn_far_from_training, family)
     sampling = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
     patcher.add_wrapper_with_key(sampling, "sdvideo_family", warn)
     patcher.add_wrapper_with_key(sampling, "sdvideo_preview", preview_sampling)
+    patcher.add_callback_with_key(comfy.patcher_extension.CallbacksMP.ON_LOAD, "sdvideo_sampling", _keep_sampling)
     return patcher
+
+
+def _keep_sampling(patcher: Any, *_: Any) -> None:
+    """Leaves each kind of sampling its own sigmas.
+
+    ComfyUI's dynamic memory puts buffers back by their names, where another object may be by then: those of one model
+    sampling into another (ComfyUI issue 16490).
+    """
+    buffers = getattr(patcher, "backup_buffers", {})
+    for key in [key for key in buffers if key.startswith("model_sampling.")]:
+        del buffers[key]
 
 
 def model_summary(path: str | Path) -> str:

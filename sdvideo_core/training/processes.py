@@ -12,12 +12,14 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
     DynamoBackend,
     InitProcessGroupKwargs,
     TorchDynamoPlugin,
     patch_environment,
 )
-from torch import nn
+from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from .sharding import shard_on_cpu
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 # While the first process draws samples the others wait for it, by default no longer than 10 minutes on GPUs.
 TIMEOUT = timedelta(days=1)
+FUSED_TAKES_ALL = TorchVersion(torch.__version__) >= "2.5"
 
 
 def accelerator_for(trainer: SDVideoTrainer, output: Path) -> Accelerator:
@@ -42,7 +45,11 @@ def accelerator_for(trainer: SDVideoTrainer, output: Path) -> Accelerator:
             log_with=trainer.log_with,
             project_dir=output,
             dynamo_plugin=TorchDynamoPlugin(backend=DynamoBackend.INDUCTOR, dynamic=False) if trainer.compile else None,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+            # DDP's buckets are the gradients, which would lie there twice.
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=TIMEOUT),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            ],
         )
     shard_on_cpu(accelerator)
     return accelerator
@@ -52,9 +59,24 @@ def optimizer_for(parameters: list[nn.Parameter], lr: float, trainer: SDVideoTra
     options: dict[str, Any] = {"lr": lr, "betas": trainer.betas, "weight_decay": trainer.weight_decay}
     if trainer.adam8bit:
         return _adamw_8bit(torch.device(trainer.model.device))(parameters, **options)
-    # Without it torch takes as much again as the gradients for what it computes on the way.
-    fused = True if torch.device(trainer.model.device).type == "cuda" else None
+    # Without it torch takes as much again as the gradients for what it computes on the way. torch 2.4's refuses
+    # gradients of 1x1 convolutions, whose strides say the same in another way.
+    fused = True if torch.device(trainer.model.device).type == "cuda" and FUSED_TAKES_ALL else None
     return torch.optim.AdamW(parameters, fused=fused, **options)
+
+
+def adopt_state(optimizer: torch.optim.Optimizer, fused: bool | None) -> None:
+    """Makes what was loaded this device's: the kernels of its own, and moments laid out as the weights are.
+
+    A state of another device brings both along, and fused kernels go through memory without a look at strides.
+    """
+    for group in optimizer.param_groups:
+        if "fused" in group:
+            group["fused"] = fused
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _adamw_8bit(device: torch.device) -> Any:

@@ -67,7 +67,8 @@ def _check_precision(t: SDVideoTrainer) -> None:
     if t.mixed_precision == "fp16" and torch.device(t.model.device).type == "cpu":
         raise ValueError("mixed_precision='fp16' needs a GPU and the model is on the CPU; use 'bf16' or 'no'")
     if t.mixed_precision == "bf16":
-        warn_of_emulation("mixed_precision='bf16'", torch.bfloat16, t.model.device, "mixed_precision='no'")
+        remedies = "mixed_precision='no'", "mixed_precision='fp16'"
+        warn_of_emulation("mixed_precision='bf16'", torch.bfloat16, t.model.device, *remedies)
     if t.lora_rank is None and t.model.dtype is not torch.float32:
         raise ValueError(
             f"the model's weights are {t.model.dtype}, too coarse for small steps; "

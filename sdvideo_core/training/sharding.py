@@ -59,7 +59,7 @@ def check_sharding(trainer: SDVideoTrainer, accelerator: Accelerator, samples: b
 
 
 def use_plain_layout(module: nn.Module) -> None:
-    """Lays weights out as FSDP splits them: it refuses the channels_last that convolutions have on a GPU."""
+    """Lays weights out row by row, without the channels_last that convolutions have on a GPU and FSDP refuses."""
     for parameter in module.parameters():
         parameter.data = parameter.data.contiguous()
 

@@ -25,7 +25,7 @@ from .loss import DiffusionLoss, EpsNetwork
 from .loss_plot import plot_loss
 from .lr_schedule import LRSchedule
 from .network import Network
-from .processes import accelerator_for, optimizer_for
+from .processes import accelerator_for, adopt_state, optimizer_for
 from .samples import save_samples
 from .settings import check_counts, check_settings, settings_of_run
 from .sharding import check_sharding, is_sharded, no_warning_of_views, use_plain_layout, whole
@@ -142,7 +142,7 @@ class _Run:
         self.accelerator = accelerator_for(t, self.output)
         stack.callback(self.accelerator.free_memory)
         check_sharding(t, self.accelerator, self.samples)
-        if is_sharded(self.accelerator):
+        if is_sharded(self.accelerator) or t.adam8bit:  # bitsandbytes lays weights out so at every step
             use_plain_layout(t.model.unet)
         self.network = Network(t.model.unet, t.lora_rank, t.train_only, t.seed)
         stack.callback(self.network.end)
@@ -291,7 +291,9 @@ class _Run:
         t = self.trainer
         settings = settings_of_run(t, self.accelerator, self.base)
         state = newest_state(self.states) if t.load_state is True else t.load_state
+        fused = self.optimizer.param_groups[0].get("fused")
         progress = load_state(self.accelerator, Path(state), settings, self.ema) if state else Progress(settings)
+        adopt_state(self.optimizer, fused)
         for group in self.optimizer.param_groups:  # those of the state came with it
             group.update(weight_decay=t.weight_decay, betas=t.betas)
         if self.accelerator.is_main_process:

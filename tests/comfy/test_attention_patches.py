@@ -119,7 +119,7 @@ def compare_blocks():
             results[f"{kind}, {name}, seen"] = seen = []
             options = transformer_options(case, patch_functions(seen))
             if kind == "ours":
-                cond = Conditioning(torch.empty(0), context, FRAMES // 2, ComfyAttention(options))
+                cond = Conditioning(torch.empty(0), context, (2, FRAMES // 2), ComfyAttention(options))
                 results[f"{kind}, {name}"] = ours.transform(block, tokens.clone(), cond)
             else:
                 results[f"{kind}, {name}"] = theirs(tokens.clone(), rows, options)

@@ -4,6 +4,7 @@ torch's fake tensors know their device and precision without memory there, and r
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -14,14 +15,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.training_memory import Alive
 from sdvideo_core import SDVideo
-from sdvideo_core.checkpoint import use_channels_last
+from sdvideo_core.checkpoint import assemble, use_channels_last
 from sdvideo_core.lcm import LCM
 from sdvideo_core.schedule import NoiseSchedule
 from sdvideo_core.training.cache import fingerprint
 from sdvideo_core.training.distillation import ConsistencyLoss, Distillation
 from sdvideo_core.training.loss import DiffusionLoss
 from sdvideo_core.training.network import Network
+from sdvideo_core.unet import UNetSD
 
 GPU = torch.device("cuda:0")
 SIZE = 32
@@ -124,6 +127,17 @@ def test_the_autoencoder_s_attention_gets_tokens_that_lie_together_on_a_gpu(on_g
     assert strides == [1] * 6
 
 
+def test_no_more_than_one_weight_lies_twice_on_a_gpu_while_a_model_is_loaded(new_model, without_values):
+    unet = new_model().unet
+    weights = {key: torch.empty(weight.shape) for key, weight in unet.state_dict().items()}
+    with Alive() as alive:
+        loaded = assemble(lambda: UNetSD(unet.config), weights, torch.float16, GPU, Path("model"))
+    sizes = [weight.nbytes for weight in loaded.parameters()]
+    assert alive.bytes == sum(sizes)
+    assert alive.peak - 2 * sum(sizes) <= sum(sizes) + max(sizes)  # less those on `meta`, in float32
+    assert loaded.get_parameter("out.2.weight").is_contiguous(memory_format=torch.channels_last)
+
+
 class Readbacks(TorchDispatchMode):
     """Shapes of what is copied off the GPU, which waits for it."""
 
@@ -138,7 +152,7 @@ class Readbacks(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_losses_are_where_the_network_is_and_never_wait_for_it(on_gpu):
+def test_losses_are_where_the_network_is_and_read_nothing_back_from_it(on_gpu):
     network = Network(on_gpu.unet, lora_rank=2)
     network.begin()
     latents = torch.zeros(2, 4, 3, 4, 4, device=GPU)

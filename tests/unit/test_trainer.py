@@ -82,17 +82,36 @@ def test_resumed_is_uninterrupted(new_model, tmp_path, options):
     assert not differing(*(load_file(tmp_path / folder / file.name) for folder in ("whole", "broken")))
 
 
-def test_weights_that_lie_as_on_a_gpu_are_saved_and_resumed(new_model, tmp_path):
+@pytest.mark.parametrize("options", [{"ema": 0.9}, {"adam8bit": True}])
+def test_weights_that_lie_as_on_a_gpu_are_saved_and_resumed(new_model, tmp_path, options):
     def run(folder, steps, **more):
         model = new_model()
         use_channels_last(model.unet)
-        trainer = make_trainer(model, tmp_path / folder, ema=0.9, **more)
+        trainer = make_trainer(model, tmp_path / folder, **options, **more)
         return train(trainer, steps, save_every=2)
 
     whole, _, resumed = run("whole", 3), run("parts", 2), run("parts", 3, load_state=True)
     assert resumed.losses == whole.losses
     assert not differing(weights(whole.model), weights(resumed.model))
     assert not differing(*(load_file(tmp_path / folder / "vid_unet.safetensors") for folder in ("whole", "parts")))
+
+
+def test_a_state_of_a_gpu_goes_on_on_a_cpu(new_model, tmp_path):
+    def run(folder, steps, **more):
+        return train(make_trainer(new_model(), tmp_path / folder, **more), steps, save_every=2)
+
+    whole, _ = run("whole", 3), run("parts", 2)
+    file = tmp_path / "parts/vid_states/step-00000002/optimizer.bin"
+    state = torch.load(file, weights_only=True)
+    state["param_groups"][0]["fused"] = True
+    for moments in state["state"].values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if moments[name].ndim == 4:
+                moments[name] = moments[name].contiguous(memory_format=torch.channels_last)
+    torch.save(state, file)
+    resumed = run("parts", 3, load_state=True)
+    assert resumed.losses == whole.losses
+    assert not differing(weights(whole.model), weights(resumed.model))
 
 
 def test_a_run_may_be_stopped_between_the_passes_of_a_step(model, tmp_path):

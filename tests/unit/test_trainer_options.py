@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from sdvideo_core.blocks import TemporalConv, TemporalTransformer
 from sdvideo_core.lora_layers import joined
 from sdvideo_core.training import Distillation
+from sdvideo_core.training.processes import accelerator_for
 from tests.unit.small_training import collate, differing, loader, make_trainer, train, weights
 
 LCM: dict[str, Any] = {"lora_rank": 2, "distillation": Distillation(2.0, 10)}
@@ -33,6 +34,12 @@ def test_options_of_the_loss_change_it(new_model, tmp_path, options, differs):
         data = loader(batch_size=6)  # timesteps of every part of the schedule
         losses += train(make_trainer(new_model(), tmp_path / name, data, **chosen), steps=1).losses
     assert differs(*losses)
+
+
+def test_the_gradients_of_ddp_lie_in_its_buckets(model, tmp_path):
+    handler = accelerator_for(make_trainer(model, tmp_path), tmp_path).ddp_handler
+    assert handler is not None
+    assert handler.gradient_as_bucket_view
 
 
 @pytest.mark.parametrize(("epochs", "accumulation", "steps"), [(1, 1, 3), (2, 1, 6), (2, 2, 3), (1, 2, 2), (1, 4, 1)])

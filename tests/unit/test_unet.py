@@ -270,7 +270,7 @@ def test_transformers_know_no_order_of_frames(transformer, shape, order):
     torch.manual_seed(0)
     block = transformer(*shape).double()
     frames = random(BATCH, FRAMES, 64, 4, 5)
-    cond = Conditioning(torch.empty(0), CONTEXT, FRAMES, sdpa)
+    cond = Conditioning(torch.empty(0), CONTEXT, (BATCH, FRAMES), sdpa)
 
     def run(x: Tensor) -> Tensor:
         h = block(x.flatten(0, 1).contiguous(memory_format=torch.channels_last), cond)
@@ -284,8 +284,8 @@ def test_temporal_convolution_knows_the_order_of_frames_and_mixes_no_pixels():
     torch.manual_seed(0)
     conv = TemporalConv(64, 0.1).double().eval()
     frames = random(BATCH * FRAMES, 64, 4, 5).contiguous(memory_format=torch.channels_last)
-    output = conv(frames, FRAMES)
-    mirrored = conv(frames.flip(3).contiguous(memory_format=torch.channels_last), FRAMES)
+    output = conv(frames, (BATCH, FRAMES))
+    mirrored = conv(frames.flip(3).contiguous(memory_format=torch.channels_last), (BATCH, FRAMES))
     assert relative_error(mirrored.flip(3), output) <= 1e-12
-    swapped = conv(frames.flip(0).contiguous(memory_format=torch.channels_last), FRAMES)
+    swapped = conv(frames.flip(0).contiguous(memory_format=torch.channels_last), (BATCH, FRAMES))
     assert relative_error(swapped.flip(0), output) > 1e-2

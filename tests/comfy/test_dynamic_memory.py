@@ -1,0 +1,81 @@
+"""Dynamic memory: ComfyUI's way on NVIDIA GPUs, which casts weights at each call, gives the videos of its other way.
+
+It runs here on the CPU, where ComfyUI would not choose it. Only buffers of pinned memory need a GPU; none are filled.
+"""
+
+import pytest
+import torch
+
+NUM_FRAMES, SIZE = 4, 64
+
+
+def use_dynamic_memory():
+    """From here on models are loaded so."""
+    import comfy.model_patcher
+    import comfy_aimdo.host_buffer
+
+    class HostBuffer:
+        size = 0
+
+        def __init__(self, *_):
+            pass
+
+        def truncate(self, *_, **__):
+            pass
+
+    class Dynamic(comfy.model_patcher.ModelPatcherDynamic):
+        def __new__(cls, *_, **__):
+            return object.__new__(cls)
+
+    comfy_aimdo.host_buffer.HostBuffer = HostBuffer
+    comfy.model_patcher.CoreModelPatcher = Dynamic
+
+
+def sample_in_comfy(dynamic):
+    """Videos of one model that goes from one kind of sampling to another and back, with and without LoRA."""
+    from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
+
+    from tests.comfy import called_nodes as calls
+    from tests.comfy.test_dynamic_memory import NUM_FRAMES, SIZE, use_dynamic_memory
+
+    if dynamic:
+        use_dynamic_memory()
+    model, clip, _ = calls.load()
+    conditioning, latent = calls.encode(clip), calls.empty(SIZE, SIZE, NUM_FRAMES)
+    (sampler,) = calls.call(KSamplerSelect, "lcm")
+
+    def few_steps(original_timesteps):
+        (patched,) = calls.call("SDVideoModelSamplingLCM", model, original_timesteps, 4.0, 0.0)
+        (sigmas,) = calls.call("SDVideoLCMScheduler", 4, 1.0, original_timesteps, "strided", patched)
+        return calls.call(SamplerCustom, patched, True, 0, 1.0, *conditioning, sampler, sigmas, latent)[0]["samples"]
+
+    results = {"dynamic": model.is_dynamic()}
+    for name, sample in {
+        "base": lambda: calls.sample(model, conditioning, latent),
+        "20 timesteps": lambda: few_steps(20),
+        "base, after LCM": lambda: calls.sample(model, conditioning, latent),
+        "50 timesteps": lambda: few_steps(50),
+        "20 timesteps, after 50": lambda: few_steps(20),
+    }.items():
+        results[name] = sample()
+    return results
+
+
+@pytest.fixture(scope="module")
+def videos(in_comfy, comfy_demo):
+    return {dynamic: in_comfy(sample_in_comfy, dynamic=dynamic) for dynamic in (False, True)}
+
+
+def test_it_is_what_runs(videos):
+    assert [found["dynamic"] for found in videos.values()] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["base", "20 timesteps", "50 timesteps"])
+def test_the_video_is_that_of_the_other_way(videos, name):
+    assert torch.allclose(videos[True][name], videos[False][name], atol=1e-4)
+
+
+@pytest.mark.parametrize(("after", "before"), [("base, after LCM", "base"), ("20 timesteps, after 50", "20 timesteps")])
+def test_no_sampling_leaves_its_sigmas_to_the_next(videos, after, before):
+    for found in videos.values():
+        assert torch.equal(found[after], found[before])
