@@ -174,10 +174,10 @@ def _precision() -> list[io.Input]:
     return [
         io.Combo.Input(
             "mixed_precision",
-            options=["no", "bf16", "fp16"],
-            default="no",
+            options=["auto", "no", "bf16", "fp16"],
+            default="auto",
             tooltip="no is float32. bf16 and fp16 take half the memory and are faster on a GPU; fp16 is for GPUs "
-            "without bf16, and not for a CPU.",
+            "without bf16, and not for a CPU. auto is the best of them for the device: no on a CPU.",
         ),
         io.Boolean.Input(
             "gradient_checkpointing",

@@ -34,7 +34,7 @@ class Conditioning:
 
 
 def to_video(x: Tensor, videos: tuple[int, int]) -> Tensor:
-    """(B*F, C, H, W) -> (B, C, F, H, W), a view. videos: B, F; of a -1 torch.compile would think for minutes."""
+    """(B*F, C, H, W) -> (B, C, F, H, W), a view. videos: B, F."""
     return x.unflatten(0, videos).transpose(1, 2)
 
 

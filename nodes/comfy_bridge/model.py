@@ -117,7 +117,8 @@ class ComfyUNet(UNetSD):
         options: dict[str, Any],
     ) -> Tensor:
         options |= {"original_shape": list(frames.shape), "transformer_index": 0}
-        h = frames.contiguous(memory_format=torch.channels_last)
+        # With sizes that are products of B and F from the start; else torch.compile thinks about them for minutes.
+        h = to_frames(to_video(frames, videos)).contiguous(memory_format=torch.channels_last)
         cond = self.condition(h, timesteps, context, videos, ComfyAttention(options), options.get(GUIDANCE))
         skips = []
         for index, stage in enumerate(self.input_blocks):

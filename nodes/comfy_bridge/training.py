@@ -115,6 +115,12 @@ def _find_parts(model: str, vae: str, clip: str) -> dict[str, Any]:
     return {"model_path": directory, "vae": places["vae"], "text_encoder": places["text encoder"]}
 
 
+def _best_precision(device: torch.device) -> str:
+    if comfy.model_management.is_device_cpu(device):
+        return "no"
+    return "bf16" if comfy.model_management.should_use_bf16(device) else "fp16"
+
+
 def _train(
     places: dict[str, Any],
     clips: Clips,
@@ -128,6 +134,7 @@ def _train(
 ) -> tuple[Path, list[float]]:
     """The file that holds the trained LoRA, and the loss of each step."""
     device = comfy.model_management.get_torch_device()
+    mixed_precision = _best_precision(device) if mixed_precision == "auto" else mixed_precision
     model = SDVideo(device=device, dtype=WEIGHTS[mixed_precision], **places)
     trainer = SDVideoTrainer(
         model,

@@ -8,6 +8,7 @@ import shutil
 import time
 
 import pytest
+import torch
 
 from tests.comfy.training_inputs import NUM_FRAMES, SETTINGS, SIZE
 
@@ -115,6 +116,22 @@ def test_cancel_stops_at_once_leaves_nothing_and_the_next_run_works(server, comf
     server.run(change(GRAPH, "train", seed=next(seeds), steps=1, filename_prefix=f"after {stop}/lora"))
     assert progress(server) == [(1, 1)]  # clips that are seen once are not encoded beforehand
     assert {path.name for path in loras(server) - before} == {"lora_00001_.safetensors"}
+
+
+def choose_in_comfy():
+    """What `auto` is on a CPU, on a GPU with bfloat16, and on one without."""
+    import comfy.model_management
+    from sdvideo.nodes.comfy_bridge.training import _best_precision
+
+    chosen = [_best_precision(torch.device("cpu"))]
+    for can in (True, False):
+        comfy.model_management.should_use_bf16 = lambda _, can=can: can
+        chosen.append(_best_precision(torch.device("cuda")))
+    return {"chosen": chosen}
+
+
+def test_the_precision_of_itself_is_what_the_device_computes_in(in_comfy):
+    assert in_comfy(choose_in_comfy)["chosen"] == ["no", "bf16", "fp16"]
 
 
 def test_settings_are_checked_before_clips_are_encoded(server, comfy_demo, example_clips):
