@@ -1,6 +1,7 @@
 """Dynamic memory: ComfyUI's way on NVIDIA GPUs, which casts weights at each call, gives the videos of its other way.
 
-It runs here on the CPU, where ComfyUI would not choose it. Only buffers of pinned memory need a GPU; none are filled.
+It runs here on the CPU, where ComfyUI would not choose it; buffers of pinned memory, which need a GPU, stay empty.
+LoRAs on large layers act where it has memory of a GPU only.
 """
 
 import pytest
