@@ -91,10 +91,14 @@ FULL = UNetConfig(), Batch(1, 16, 32, 32, 1024)
 
 
 class Alive(TorchDispatchMode):
-    """Bytes of the tensors alive that were made within it, each memory counted once, and the most there were."""
+    """Bytes of the tensors alive that were made within it, each memory counted once, and the most there were.
 
-    def __init__(self):
+    device: counts what is on it; None: all.
+    """
+
+    def __init__(self, device: torch.device | None = None):
         super().__init__()
+        self.device = device
         self.bytes = self.peak = 0
         self._known = WeakIdKeyDictionary()
 
@@ -103,7 +107,9 @@ class Alive(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:
+            if not isinstance(tensor, Tensor) or self.device not in (None, tensor.device):
+                continue
+            if (storage := tensor.untyped_storage()) not in self._known:
                 self._known[storage] = True
                 self._add(storage.nbytes())
                 weakref.finalize(storage, self._add, -storage.nbytes())

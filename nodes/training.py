@@ -176,7 +176,7 @@ def _precision() -> list[io.Input]:
             "mixed_precision",
             options=["auto", "no", "bf16", "fp16"],
             default="auto",
-            tooltip="no is float32. bf16 and fp16 take half the memory and are faster on a GPU; fp16 is for GPUs "
+            tooltip="no is float32. bf16 and fp16 take less memory and are faster on a GPU; fp16 is for GPUs "
             "without bf16, and not for a CPU. auto is the best of them for the device: no on a CPU.",
         ),
         io.Boolean.Input(

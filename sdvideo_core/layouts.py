@@ -110,19 +110,21 @@ class Layout:
         """One of PARTS; FileNotFoundError or CheckpointError, which says what to do, where it is not there."""
         if name in self.parts:
             return self.parts[name]
-        raise self.absence(name)
+        raise self.error(self.absence(name))
 
-    def absence(self, name: str, *others: str) -> CheckpointError | FileNotFoundError:
-        """The error that one of PARTS is not there, and that others are not there either."""
-        error = CheckpointError if self.name == SINGLE else FileNotFoundError
-        either = [f". There is no {PARTS[other]} either: {ELSEWHERE[other].removeprefix(', or ')}" for other in others]
-        return error("".join([self.missing[name], ELSEWHERE[name], *either]))
+    @property
+    def error(self) -> type[CheckpointError | FileNotFoundError]:
+        return CheckpointError if self.name == SINGLE else FileNotFoundError
+
+    def absence(self, name: str) -> str:
+        """Where one of PARTS was looked for, and what to do."""
+        return self.missing[name] + ELSEWHERE[name]
 
 
 def check_complete(places: Mapping[str, Layout]) -> None:
     """Raises what `Layout.part` does unless each of PARTS is where it is to come from, and tells all that are not."""
     if missing := [part for part in PARTS if part in places[part].missing]:
-        raise places[missing[0]].absence(*missing)
+        raise places[missing[0]].error(". ".join(places[part].absence(part) for part in missing))
 
 
 def what_is(keys: Iterable[str]) -> str:

@@ -278,7 +278,8 @@ def _generators(seed: int | None) -> tuple[torch.Generator, torch.Generator]:
 
 def _usable(device: str | torch.device) -> torch.device:
     if str(device) == "cuda" and (rank := os.environ.get("LOCAL_RANK")):
-        device = f"cuda:{rank}"  # else all of accelerate's processes would load onto the first GPU
+        # As accelerate does; else all the processes that it starts would load onto the first GPU.
+        device = f"cuda:{int(rank) % max(1, torch.cuda.device_count())}"
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts

@@ -1,4 +1,4 @@
-"""Precision: what a device computes in, and what a CPU would only emulate."""
+"""Precision: what a device computes in, and what is told where it does not."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import { describeSpeed } from "./sampling.js";
 import { say } from "./words.js";
 
 const CURVE = { width: 480, height: 160 }; // of a drawing that is as wide as the node
-const MARGIN = 12;
+const MARGIN = { side: 12, text: 28 }; // the highest and the lowest loss stand above and below the curve
 
 /** Follow what the server reports of training; a curve stays until its node, or the node it is shown on, is another. */
 export function showTraining(app) {
@@ -74,20 +74,19 @@ class Monitor {
   }
 }
 
-/** An SVG, as that follows the palette by itself. Its labels lie in the corners that a falling curve leaves free. */
+/** An SVG, as that follows the palette by itself. */
 function newCurve() {
   const curve = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   curve.role = "img";
   curve.setAttribute("viewBox", `0 0 ${CURVE.width} ${CURVE.height}`);
-  const [right, bottom] = [CURVE.width - MARGIN, CURVE.height - MARGIN];
-  curve.innerHTML = `<polyline /><text x="${right}" y="28" text-anchor="end" /><text x="${MARGIN}" y="${bottom}" />`;
+  curve.innerHTML = `<polyline /><text x="${MARGIN.side}" y="20" /><text x="${MARGIN.side}" y="${CURVE.height - 6}" />`;
   return curve;
 }
 
 function drawCurve(curve, losses) {
   const [low, high] = [Math.min(...losses), Math.max(...losses)];
-  const x = (index) => MARGIN + (index / Math.max(losses.length - 1, 1)) * (CURVE.width - 2 * MARGIN);
-  const y = (loss) => MARGIN + ((high - loss) / (high - low || 1)) * (CURVE.height - 2 * MARGIN);
+  const x = (index) => MARGIN.side + (index / Math.max(losses.length - 1, 1)) * (CURVE.width - 2 * MARGIN.side);
+  const y = (loss) => MARGIN.text + ((high - loss) / (high - low || 1)) * (CURVE.height - 2 * MARGIN.text);
   const [line, top, bottom] = curve.children;
   line.setAttribute("points", losses.map((loss, index) => `${x(index)},${y(loss)}`).join(" "));
   top.textContent = high.toFixed(4);

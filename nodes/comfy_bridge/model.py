@@ -100,25 +100,17 @@ class ComfyUNet(UNetSD):
 
     def _forward(self, x: Tensor, timesteps: Tensor, context: Tensor, control: Any, options: dict[str, Any]) -> Tensor:
         if x.ndim == 5:
-            frames = to_frames(x)
-            videos = x.shape[0], x.shape[2]
-            h = self._run_frames(frames, videos, timesteps, context, control, options)
-            return to_video(h, videos)
+            return self._run_video(x, timesteps, context, control, options)
         batch = len(options.get("cond_or_uncond", (0,)))  # one chunk is one video
-        return self._run_frames(x, (batch, len(x) // batch), timesteps, context, control, options)
+        video = to_video(x, (batch, len(x) // batch))
+        return to_frames(self._run_video(video, timesteps, context, control, options))
 
-    def _run_frames(
-        self,
-        frames: Tensor,
-        videos: tuple[int, int],
-        timesteps: Tensor,
-        context: Tensor,
-        control: Any,
-        options: dict[str, Any],
+    def _run_video(
+        self, video: Tensor, timesteps: Tensor, context: Tensor, control: Any, options: dict[str, Any]
     ) -> Tensor:
-        options |= {"original_shape": list(frames.shape), "transformer_index": 0}
-        # With sizes that are products of B and F from the start; else torch.compile thinks about them for minutes.
-        h = to_frames(to_video(frames, videos)).contiguous(memory_format=torch.channels_last)
+        videos = video.shape[0], video.shape[2]
+        h = to_frames(video).contiguous(memory_format=torch.channels_last)
+        options |= {"original_shape": list(h.shape), "transformer_index": 0}
         cond = self.condition(h, timesteps, context, videos, ComfyAttention(options), options.get(GUIDANCE))
         skips = []
         for index, stage in enumerate(self.input_blocks):
@@ -134,7 +126,7 @@ class ComfyUNet(UNetSD):
             for patch in _patches("output_block_patch", options):
                 h, skip = patch(h, skip, options)
             h = stage(torch.cat([h, skip], dim=1), cond, skips[-1].shape[2:] if skips else (0, 0))
-        return self.out(h)
+        return to_video(self.out(h), videos)
 
     def _project_guidance(self, guidance_emb: Tensor) -> Tensor:
         return guidance_emb  # projected where it was made, so that the network needs no layer that it lacks

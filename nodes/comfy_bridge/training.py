@@ -116,9 +116,12 @@ def _find_parts(model: str, vae: str, clip: str) -> dict[str, Any]:
 
 
 def _best_precision(device: torch.device) -> str:
-    if comfy.model_management.is_device_cpu(device):
+    management = comfy.model_management
+    if device.type != "cuda":  # accelerate has half precision on others in some versions only
         return "no"
-    return "bf16" if comfy.model_management.should_use_bf16(device) else "fp16"
+    if management.should_use_bf16(device):
+        return "bf16"
+    return "fp16" if management.should_use_fp16(device) else "no"
 
 
 def _train(

@@ -74,8 +74,11 @@ def adopt_state(optimizer: torch.optim.Optimizer, fused: bool | None) -> None:
         if "fused" in group:
             group["fused"] = fused
     for parameter, state in optimizer.state.items():
+        if fused:
+            state["step"] = state["step"].to(parameter.device)
         for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+            is_moment = isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point()
+            if is_moment and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 

@@ -193,7 +193,7 @@ def test_the_loss_curve_goes_from_the_highest_to_the_lowest(canvas):
     canvas.report("sdvideo.training", {"node": number, **SPEED, "losses": [1, 0]})
     script = """(curve, places) => places.map(([x, y]) =>
       curve.querySelector("polyline").isPointInStroke(new DOMPoint(x, y)))"""
-    places = [[20, 14], [240, 80], [460, 145], [467, 12], [30, 140]]
+    places = [[20, 30], [240, 80], [460, 130], [467, 28], [30, 130]]
     curve = live(canvas, "Training").get_by_label("Loss curve")
     assert curve.evaluate(script, places) == [True, True, True, False, False]
     assert curve.locator("text").all_text_contents() == ["1.0000", "0.0000"]

@@ -119,19 +119,20 @@ def test_cancel_stops_at_once_leaves_nothing_and_the_next_run_works(server, comf
 
 
 def choose_in_comfy():
-    """What `auto` is on a CPU, on a GPU with bfloat16, and on one without."""
+    """What `auto` is on a CPU, on a GPU with both halves, with float16 alone, and with none, as --force-fp32 says."""
     import comfy.model_management
     from sdvideo.nodes.comfy_bridge.training import _best_precision
 
     chosen = [_best_precision(torch.device("cpu"))]
-    for can in (True, False):
-        comfy.model_management.should_use_bf16 = lambda _, can=can: can
+    for bf16, fp16 in ((True, True), (False, True), (False, False)):
+        comfy.model_management.should_use_bf16 = lambda _, can=bf16: can
+        comfy.model_management.should_use_fp16 = lambda _, can=fp16: can
         chosen.append(_best_precision(torch.device("cuda")))
     return {"chosen": chosen}
 
 
 def test_the_precision_of_itself_is_what_the_device_computes_in(in_comfy):
-    assert in_comfy(choose_in_comfy)["chosen"] == ["no", "bf16", "fp16"]
+    assert in_comfy(choose_in_comfy)["chosen"] == ["no", "bf16", "fp16", "no"]
 
 
 def test_settings_are_checked_before_clips_are_encoded(server, comfy_demo, example_clips):

@@ -19,6 +19,13 @@ def test_it_has_what_it_names_and_nothing_else():
         _ = sdvideo_core.save_mov
 
 
+@pytest.mark.parametrize("module", ["demo", "pipeline", "video_io", "video_metadata"])
+def test_its_modules_are_there_without_an_import_of_their_own(module):
+    program = f"import sdvideo_core; print(sdvideo_core.{module}.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == f"sdvideo_core.{module}\n"
+
+
 def test_help_and_wrong_calls_wait_for_no_torch():
     [commands] = [
         action.choices for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)

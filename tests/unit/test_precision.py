@@ -1,4 +1,4 @@
-"""Precision: what a device computes in, and what is told where a CPU would emulate it."""
+"""Precision: what a device computes in, and what is told where it does not."""
 
 import warnings
 from types import SimpleNamespace
@@ -61,7 +61,9 @@ def test_each_process_of_a_launcher_loads_onto_its_own_gpu(demo_model_dir, monke
     monkeypatch.setattr(pipeline, "load_unet", lambda _layout, _dtype, device, _done: used.append(device))
     monkeypatch.setattr(torch, "empty", lambda *_, device: SimpleNamespace(device=torch.device(device)))
     monkeypatch.setenv("LOCAL_RANK", "1")
-    for device in ("cuda", "cuda:0", "cpu"):
-        with pytest.raises(AttributeError):  # of the network that is not loaded
-            SDVideo(demo_model_dir, device)
-    assert list(map(str, used)) == ["cuda:1", "cuda:0", "cpu"]
+    for gpus in (2, 1):  # one, where the launcher shows each process its own
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        for device in ("cuda", "cuda:0", "cpu"):
+            with pytest.raises(AttributeError):  # of the network that is not loaded
+                SDVideo(demo_model_dir, device)
+    assert list(map(str, used)) == ["cuda:1", "cuda:0", "cpu", "cuda:0", "cuda:0", "cpu"]

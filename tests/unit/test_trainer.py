@@ -106,8 +106,8 @@ def test_a_state_of_a_gpu_goes_on_on_a_cpu(new_model, tmp_path):
     state["param_groups"][0]["fused"] = True
     for moments in state["state"].values():
         for name in ("exp_avg", "exp_avg_sq"):
-            if moments[name].ndim == 4:
-                moments[name] = moments[name].contiguous(memory_format=torch.channels_last)
+            layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(moments[name].ndim, torch.preserve_format)
+            moments[name] = torch.empty_like(moments[name], memory_format=layout).copy_(moments[name])
     torch.save(state, file)
     resumed = run("parts", 3, load_state=True)
     assert resumed.losses == whole.losses
