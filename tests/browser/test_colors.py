@@ -42,6 +42,7 @@ def shown(canvas, clip):
         "highest loss": group("group", name="Training").locator("svg text").first,
     }
     canvas.page.evaluate("app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")
+    canvas.page.evaluate("app.extensionManager.setting.set('Comfy.Minimap.Visible', true)")
 
 
 def luminance(color):
@@ -74,6 +75,7 @@ def drawn_in(part):
 
 
 def test_it_can_be_read_in_every_palette(canvas, shown):
+    expect(shown["error"]).to_have_css("border-left-style", "solid")
     found = {}
     for palette in PALETTES:
         canvas.page.evaluate("(id) => app.extensionManager.setting.set('Comfy.ColorPalette', id)", palette)

@@ -35,3 +35,25 @@ def empty(width=64, height=64, num_frames=4):
 def sample(model, conditioning, latent, **settings):
     """The samples (F, 4, h, w) of a run of DDIM."""
     return call("SDVideoDDIMSampler", model, *conditioning, latent, **SETTINGS | settings)[0]["samples"]
+
+
+def use_dynamic_memory():
+    """From here on models are loaded as on NVIDIA GPUs; buffers of pinned memory, which need one, stay empty."""
+    import comfy.model_patcher
+    import comfy_aimdo.host_buffer
+
+    class HostBuffer:
+        size = 0
+
+        def __init__(self, *_):
+            pass
+
+        def truncate(self, *_, **__):
+            pass
+
+    class Dynamic(comfy.model_patcher.ModelPatcherDynamic):
+        def __new__(cls, *_, **__):
+            return object.__new__(cls)
+
+    comfy_aimdo.host_buffer.HostBuffer = HostBuffer
+    comfy.model_patcher.CoreModelPatcher = Dynamic

@@ -1,7 +1,6 @@
 """Dynamic memory: ComfyUI's way on NVIDIA GPUs, which casts weights at each call, gives the videos of its other way.
 
-It runs here on the CPU, where ComfyUI would not choose it; buffers of pinned memory, which need a GPU, stay empty.
-LoRAs on large layers act where it has memory of a GPU only.
+It runs here on the CPU (`use_dynamic_memory`). LoRAs on large layers act where it has memory of a GPU only.
 """
 
 import pytest
@@ -10,37 +9,14 @@ import torch
 NUM_FRAMES, SIZE = 4, 64
 
 
-def use_dynamic_memory():
-    """From here on models are loaded so."""
-    import comfy.model_patcher
-    import comfy_aimdo.host_buffer
-
-    class HostBuffer:
-        size = 0
-
-        def __init__(self, *_):
-            pass
-
-        def truncate(self, *_, **__):
-            pass
-
-    class Dynamic(comfy.model_patcher.ModelPatcherDynamic):
-        def __new__(cls, *_, **__):
-            return object.__new__(cls)
-
-    comfy_aimdo.host_buffer.HostBuffer = HostBuffer
-    comfy.model_patcher.CoreModelPatcher = Dynamic
-
-
 def sample_in_comfy(dynamic):
-    """Videos of one model that goes from one kind of sampling to another and back, with and without LoRA."""
+    """Videos of one model that goes from one kind of sampling to another and back."""
     from comfy_extras.nodes_custom_sampler import KSamplerSelect, SamplerCustom
 
     from tests.comfy import called_nodes as calls
-    from tests.comfy.test_dynamic_memory import NUM_FRAMES, SIZE, use_dynamic_memory
 
     if dynamic:
-        use_dynamic_memory()
+        calls.use_dynamic_memory()
     model, clip, _ = calls.load()
     conditioning, latent = calls.encode(clip), calls.empty(SIZE, SIZE, NUM_FRAMES)
     (sampler,) = calls.call(KSamplerSelect, "lcm")

@@ -126,14 +126,8 @@ def clones(calls, model, clip, vae):
     """Whether the copies that ComfyUI makes of a model in dynamic memory, to have one in plain memory, are right."""
     import comfy.model_patcher
 
-    class Dynamic(comfy.model_patcher.ModelPatcher):
-        """ModelPatcherDynamic needs a GPU; it too loads weights in the precision of their file."""
-
-        def is_dynamic(self):
-            return True
-
-    plain = model, clip.patcher, vae.patcher
-    before, comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.CoreModelPatcher, Dynamic
+    plain, before = (model, clip.patcher, vae.patcher), comfy.model_patcher.CoreModelPatcher
+    calls.use_dynamic_memory()
     model, clip, vae = calls.load()
     right = {}
     for kind, expected, patcher in zip(KINDS, plain, (model, clip.patcher, vae.patcher), strict=True):

@@ -36,7 +36,7 @@ def test_options_of_the_loss_change_it(new_model, tmp_path, options, differs):
     assert differs(*losses)
 
 
-def test_the_gradients_of_ddp_lie_in_its_buckets(model, tmp_path):
+def test_ddp_is_told_to_keep_gradients_in_its_buckets(model, tmp_path):
     handler = accelerator_for(make_trainer(model, tmp_path), tmp_path).ddp_handler
     assert handler is not None
     assert handler.gradient_as_bucket_view
